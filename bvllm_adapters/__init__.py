@@ -1,0 +1,74 @@
+"""A visual-token budget for video LLMs: balanced spatio-temporal tokens (B-VLLM) as a plug-in.
+
+Names are loaded when first used, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bvllm_adapters.balanced_tokenizer import BalancedTokenizer as BalancedTokenizer
+    from bvllm_adapters.budget_merger import BudgetMerger as BudgetMerger
+    from bvllm_adapters.config import BalancedTokenizerConfig as BalancedTokenizerConfig
+    from bvllm_adapters.config import plan as plan
+    from bvllm_adapters.conversation import Answer as Answer
+    from bvllm_adapters.conversation import ask as ask
+    from bvllm_adapters.features import FrameFeatures as FrameFeatures
+    from bvllm_adapters.features import Selection as Selection
+    from bvllm_adapters.features import VisualTokens as VisualTokens
+    from bvllm_adapters.frame_selector import FrameSelector as FrameSelector
+    from bvllm_adapters.hosts import HostError as HostError
+    from bvllm_adapters.hosts import list_hosts as list_hosts
+    from bvllm_adapters.hosts import load as load
+    from bvllm_adapters.hosts import save_adapter as save_adapter
+    from bvllm_adapters.hosts import unwrap as unwrap
+    from bvllm_adapters.hosts import wrap as wrap
+    from bvllm_adapters.qformer import QFormer as QFormer
+    from bvllm_adapters.spatial_sampler import SpatialSampler as SpatialSampler
+    from bvllm_adapters.temporal_merger import TemporalMerger as TemporalMerger
+    from bvllm_adapters.trace import Trace as Trace
+    from bvllm_adapters.video import Video as Video
+    from bvllm_adapters.video import VideoError as VideoError
+    from bvllm_adapters.video import read_video as read_video
+
+__version__ = "0.1.0"
+
+# In pipeline order: where each public name lives.
+_HOMES = {
+    "BalancedTokenizerConfig": "config",
+    "read_video": "video",
+    "Video": "video",
+    "VideoError": "video",
+    "FrameFeatures": "features",
+    "Selection": "features",
+    "VisualTokens": "features",
+    "QFormer": "qformer",
+    "FrameSelector": "frame_selector",
+    "TemporalMerger": "temporal_merger",
+    "SpatialSampler": "spatial_sampler",
+    "BudgetMerger": "budget_merger",
+    "BalancedTokenizer": "balanced_tokenizer",
+    "plan": "config",
+    "list_hosts": "hosts",
+    "load": "hosts",
+    "wrap": "hosts",
+    "unwrap": "hosts",
+    "save_adapter": "hosts",
+    "HostError": "hosts",
+    "ask": "conversation",
+    "Answer": "conversation",
+    "Trace": "trace",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

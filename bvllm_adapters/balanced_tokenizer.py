@@ -1,0 +1,283 @@
+"""Stages 1 to 4 and the projection, composed (paper, sections 3.1 and 3.5)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from bvllm_adapters.budget_merger import BudgetMerger, prompt_shares
+from bvllm_adapters.build import build_projection, build_sampler, build_selector
+from bvllm_adapters.config import BalancedTokenizerConfig, check_count
+from bvllm_adapters.features import FrameFeatures, Selection, VisualTokens, mix
+from bvllm_adapters.hub import local_folder, upload
+from bvllm_adapters.question import QuestionTokenizer, pad
+from bvllm_adapters.temporal_merger import TemporalMerger
+from bvllm_adapters.trace import stage
+
+CONFIG_FILE = "balanced_tokenizer.json"
+WEIGHTS_FILE = "balanced_tokenizer.safetensors"
+_FROM_CONFIG: Any = object()  # the default of a stage: built from the config
+
+
+class BalancedTokenizer(nn.Module):
+    """Frames of a video and a question in, a bounded number of visual tokens out.
+
+    Axes: T frames, P patches, C vision width, M chosen frames, R tokens per frame, H Q-Former
+    width, N visual tokens, D hidden size of the language model.
+
+    Args:
+        config: sizes and settings; what the stages are built from.
+        frame_selector, temporal_merger, spatial_sampler, budget_merger, projection: a module of
+            the same calling convention instead of the built one, or None to go without: all
+            frames, no merging of frames, all patches, no limit, tokens as they are.
+    """
+
+    def __init__(
+        self,
+        config: BalancedTokenizerConfig,
+        *,
+        frame_selector: nn.Module | None = _FROM_CONFIG,
+        temporal_merger: nn.Module | None = _FROM_CONFIG,
+        spatial_sampler: nn.Module | None = _FROM_CONFIG,
+        budget_merger: nn.Module | None = _FROM_CONFIG,
+        projection: nn.Module | None = _FROM_CONFIG,
+    ) -> None:
+        super().__init__()
+        if budget_merger is None and config.max_tokens is not None:
+            raise ValueError(
+                f"budget_merger: got None, wanted one, as max_tokens={config.max_tokens} is a limit"
+            )
+        self.config = config
+        self.question_tokenizer = QuestionTokenizer(config.max_question_tokens)
+        self.frame_selector = (
+            build_selector(config) if frame_selector is _FROM_CONFIG else frame_selector
+        )
+        self.temporal_merger = (
+            TemporalMerger(config.merge_threshold)
+            if temporal_merger is _FROM_CONFIG
+            else temporal_merger
+        )
+        self.spatial_sampler = (
+            build_sampler(config) if spatial_sampler is _FROM_CONFIG else spatial_sampler
+        )
+        self.budget_merger = BudgetMerger() if budget_merger is _FROM_CONFIG else budget_merger
+        sampled_width = config.vision_width if spatial_sampler is None else config.qformer_width
+        self.projection = (
+            build_projection(config, sampled_width) if projection is _FROM_CONFIG else projection
+        )
+
+    def forward(
+        self,
+        features: Sequence[FrameFeatures],
+        questions: Sequence[str | Tensor],
+        *,
+        prompts: Sequence[int] | None = None,
+        max_tokens: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> list[VisualTokens]:
+        """Visual tokens of each visual input.
+
+        Args:
+            features: of each video or image; lengths may differ.
+            questions: one for each, a string (may be empty) or its (L,) WordPiece ids.
+            prompts: which prompt each belongs to; those of one prompt share the budget.
+                None: each has a prompt of its own.
+            max_tokens: visual tokens per prompt in place of the config's.
+            generator: source of training's noise; None: torch's global generator.
+
+        Returns:
+            For each input, N tokens of width D with their frames and sizes; N of one prompt
+            together are max_tokens, or all there are if those are fewer.
+
+        Raises:
+            ValueError: naming the argument, what came and what was wanted.
+        """
+        features, texts = self._checked(features, questions)
+        prompts = self._checked_prompts(prompts, len(features))
+        max_tokens = self._checked_budget(max_tokens)
+        if not features:
+            return []
+
+        with stage("select"):
+            selections = [
+                self.select(video, text, generator)
+                for video, text in zip(features, texts, strict=True)
+            ]
+        with stage("merge frames"):
+            if self.temporal_merger is not None:
+                selections = [self.temporal_merger(selection) for selection in selections]
+        with stage("sample"):
+            frames = self.sample(features, selections, texts)
+        with stage("fit budget"):
+            tokens = self.fit(frames, selections, prompts, max_tokens)
+        with stage("project"):
+            projected = self.project(tokens)
+        return [
+            replace(video_tokens, seconds=video.seconds)
+            for video_tokens, video in zip(projected, features, strict=True)
+        ]
+
+    def select(
+        self, video: FrameFeatures, text: Tensor, generator: torch.Generator | None = None
+    ) -> Selection:
+        """Choose frames of one video; an image has nothing to choose from."""
+        if self.frame_selector is None:
+            return Selection.everything(video.num_frames, video.cls.device)
+        if video.num_frames == 1:
+            return Selection.single_frame(self.config.num_frames, video.cls.device)
+        selection: Selection = self.frame_selector(
+            video.cls, text, seconds=video.seconds, generator=generator
+        )
+        return selection
+
+    def sample(
+        self,
+        features: Sequence[FrameFeatures],
+        selections: Sequence[Selection],
+        texts: Sequence[Tensor],
+    ) -> list[Tensor]:
+        """Mix the chosen frames and sample tokens of them: (M, R, H) for each video."""
+        sampler: Any = self.spatial_sampler
+        before = nn.Identity() if sampler is None else sampler.norm
+        dtype = self.dtype
+        frames = [
+            mix(selection.weights, video.patches, lambda patches: before(patches.to(dtype)))
+            for selection, video in zip(selections, features, strict=True)
+        ]
+        if sampler is None:
+            return frames
+        shapes = {tuple(video.shape[1:]) for video in frames}
+        if len(shapes) > 1:
+            raise ValueError(f"patches: got {sorted(shapes)}, wanted one (P, C) in a batch")
+        counts = [len(video) for video in frames]
+        text_ids, text_mask = pad(
+            [text for text, n in zip(texts, counts, strict=True) for _ in range(n)]
+        )
+        return list(sampler.read(torch.cat(frames), text_ids, text_mask).split(counts))
+
+    def fit(
+        self,
+        frames: Sequence[Tensor],
+        selections: Sequence[Selection],
+        prompts: Sequence[int],
+        max_tokens: int | None,
+    ) -> list[VisualTokens]:
+        """Share each prompt's budget among all frames of its visual inputs, and merge."""
+        merger: Any = self.budget_merger if self.budget_merger is not None else BudgetMerger()
+        inputs_of: dict[int, list[int]] = defaultdict(list)
+        for i, prompt in enumerate(prompts):
+            inputs_of[prompt].append(i)
+        fitted: dict[int, VisualTokens] = {}
+        for inputs in inputs_of.values():
+            shares = prompt_shares(
+                [frames[i].shape[:2] for i in inputs],
+                [selections[i].size.tolist() for i in inputs],
+                max_tokens,
+            )
+            for i, share in zip(inputs, shares, strict=True):
+                fitted[i] = merger(frames[i], share, selections[i])
+        return [fitted[i] for i in range(len(frames))]
+
+    def project(self, tokens: Sequence[VisualTokens]) -> list[VisualTokens]:
+        """To the language model's width, all inputs in one call."""
+        if self.projection is None:
+            return list(tokens)
+        projected = self.projection(torch.cat([video.tokens for video in tokens]))
+        parts = projected.split([len(video) for video in tokens])
+        return [video.with_tokens(part) for video, part in zip(tokens, parts, strict=True)]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the learned weights; float32 where there are none."""
+        return next((p.dtype for p in self.parameters() if p.is_floating_point()), torch.float32)
+
+    def _checked(
+        self, features: Sequence[FrameFeatures], questions: Sequence[str | Tensor]
+    ) -> tuple[list[FrameFeatures], list[Tensor]]:
+        if isinstance(features, FrameFeatures) or isinstance(questions, str):
+            raise ValueError("features, questions: got a single one, wanted a list of each")
+        if len(questions) != len(features):
+            raise ValueError(f"questions: got {len(questions)}, wanted {len(features)} as features")
+        wanted, dtype = self.config.vision_width, self.dtype
+        for i, video in enumerate(features):
+            if video.cls.shape[1] != wanted:
+                raise ValueError(
+                    f"features[{i}].cls: got width {video.cls.shape[1]}, "
+                    f"wanted vision_width={wanted}"
+                )
+            if isinstance(video.patches, Tensor) and video.patches.shape[2] != wanted:
+                raise ValueError(
+                    f"features[{i}].patches: got width {video.patches.shape[2]}, "
+                    f"wanted vision_width={wanted}"
+                )
+        texts = []
+        for i, (video, question) in enumerate(zip(features, questions, strict=True)):
+            ids = self.question_tokenizer(question) if isinstance(question, str) else question
+            if not isinstance(ids, Tensor) or ids.dim() != 1 or ids.dtype != torch.int64:
+                raise ValueError(
+                    f"questions[{i}]: got {type(ids).__name__}, "
+                    "wanted a string or a 1-D int64 tensor of WordPiece ids"
+                )
+            texts.append(ids.to(video.cls.device))
+        return [replace(video, cls=video.cls.to(dtype)) for video in features], texts
+
+    def _checked_prompts(self, prompts: Sequence[int] | None, count: int) -> list[int]:
+        if prompts is None:
+            return list(range(count))
+        if len(prompts) != count:
+            raise ValueError(f"prompts: got {len(prompts)}, wanted {count} as features")
+        return list(prompts)
+
+    def _checked_budget(self, max_tokens: int | None) -> int | None:
+        if max_tokens is None:
+            return self.config.max_tokens
+        if self.budget_merger is None:
+            raise ValueError(f"max_tokens: got {max_tokens}, wanted None without a budget_merger")
+        return check_count("max_tokens", max_tokens)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the config as JSON and the weights as safetensors; the folder is made."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.config.save(folder / CONFIG_FILE)
+        weights = {name: value.contiguous() for name, value in self.state_dict().items()}
+        save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **stages: nn.Module | None) -> BalancedTokenizer:
+        """Read what `save_pretrained` wrote, from a folder or a hub id; eval mode, saved dtype.
+
+        Stages that were not built from the config must be given again. Missing or unexpected
+        weights are a ValueError that lists them.
+        """
+        folder = local_folder(source, CONFIG_FILE)
+        config = BalancedTokenizerConfig.load(folder / CONFIG_FILE)
+        with torch.device("meta"):
+            tokenizer = cls(config, **stages)
+        weights = load_file(folder / WEIGHTS_FILE)
+        wanted = tokenizer.state_dict()
+        if set(weights) != set(wanted):
+            raise ValueError(
+                f"{folder / WEIGHTS_FILE}: missing {sorted(set(wanted) - set(weights))}, "
+                f"unexpected {sorted(set(weights) - set(wanted))}"
+            )
+        wrong = {
+            name: (tuple(value.shape), tuple(wanted[name].shape))
+            for name, value in weights.items()
+            if value.shape != wanted[name].shape
+        }
+        if wrong:
+            raise ValueError(f"{folder / WEIGHTS_FILE}: got and wanted shapes differ: {wrong}")
+        tokenizer.load_state_dict(weights, assign=True)
+        return tokenizer.requires_grad_(True).eval()
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None) -> str:
+        """Upload what `save_pretrained` writes; returns the address."""
+        return upload(self.save_pretrained, repo_id, private=private)

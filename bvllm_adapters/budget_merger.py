@@ -1,0 +1,214 @@
+"""Stage 4: never more tokens than the budget (paper, section 3.4, after Bolya et al., ToMe)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bvllm_adapters.config import check_count
+from bvllm_adapters.features import Selection, VisualTokens, check_tensor
+
+Order = Literal["position", "similarity"]
+
+
+class BudgetMerger(nn.Module):
+    """Progressive spatial visual token merging: the most similar tokens of a frame become one.
+
+    Rounds of bipartite matching halve a frame's tokens until one last round lands exactly on its
+    share. Merged tokens are means weighted by how many they hold, so sum(size * token) of a frame
+    is kept. With no more tokens than the budget, nothing is touched.
+
+    Axes: M frames, R tokens per frame, N tokens that are left, H width.
+    """
+
+    def forward(
+        self,
+        tokens: Tensor,
+        max_tokens: int | Sequence[int] | None,
+        selection: Selection | None = None,
+    ) -> VisualTokens:
+        """Fit one visual input into its budget.
+
+        Args:
+            tokens: (M, R, H).
+            max_tokens: tokens in all, shared out by `allot`; or a share for each of the M frames
+                (0: the frame goes); None: no limit.
+            selection: the M frames that the tokens were sampled from; its sizes say which were
+                chosen most. None: the frames of an M-frame video, each chosen once.
+
+        Returns:
+            VisualTokens with N = min(max_tokens, M R), frames in time order, within a frame in
+            the order of each token's earliest member.
+        """
+        check_tensor("tokens", tokens, "M R H")
+        frames, room, _ = tokens.shape
+        if selection is None:
+            selection = Selection.everything(frames, tokens.device)
+        if len(selection) != frames:
+            raise ValueError(f"selection: got {len(selection)} frames, wanted {frames} as tokens")
+        shares = self._shares(max_tokens, [room] * frames, selection)
+        merged = tokens.new_zeros(sum(shares), tokens.shape[2])
+        size = torch.zeros(sum(shares), device=tokens.device)
+        slot = torch.repeat_interleave(
+            torch.arange(frames, device=tokens.device),
+            torch.tensor(shares, device=tokens.device),
+        )
+        for share in sorted(set(shares) - {0}):  # two values at most, unless shares were given
+            of = torch.tensor([s == share for s in shares], device=tokens.device)
+            part, part_size = merge_to(tokens[of], share)
+            merged[of[slot]], size[of[slot]] = part.flatten(0, 1), part_size.flatten()
+        return VisualTokens(merged, slot, size, selection, selection.weights.new_zeros(0))
+
+    @staticmethod
+    def _shares(
+        max_tokens: int | Sequence[int] | None, room: list[int], selection: Selection
+    ) -> list[int]:
+        if max_tokens is None:
+            return room
+        if not isinstance(max_tokens, Sequence):
+            return allot(room, check_count("max_tokens", max_tokens), selection.size.tolist())
+        shares = [check_count("max_tokens", share, least=0) for share in max_tokens]
+        if len(shares) != len(room):
+            raise ValueError(f"max_tokens: got {len(shares)} shares, wanted {len(room)}")
+        return [min(share, space) for share, space in zip(shares, room, strict=True)]
+
+
+def allot(room: Sequence[int], max_tokens: int, weight: Sequence[float]) -> list[int]:
+    """Share a budget out among frames: exactly min(max_tokens, sum(room)) in all.
+
+    Each frame gets the same, none more than its room; what is left over goes to the frames of
+    most weight, one token each, the earlier first. So with fewer tokens than frames, the frames
+    of most weight keep one.
+
+    Args:
+        room: tokens that each frame has. weight: how much each frame counts.
+    """
+    level = _largest_level(room, max_tokens)
+    shares = [min(space, level) for space in room]
+    left = max_tokens - sum(shares)
+    for frame in sorted(range(len(room)), key=lambda i: -weight[i]):
+        if left > 0 and shares[frame] < room[frame]:
+            shares[frame] += 1
+            left -= 1
+    return shares
+
+
+def _largest_level(room: Sequence[int], max_tokens: int) -> int:
+    """The largest n for which sum(min(space, n)) <= max_tokens, n up to the largest space."""
+    low, high = 0, max(room)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if sum(min(space, middle) for space in room) <= max_tokens:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def prompt_shares(
+    shapes: Sequence[tuple[int, ...]], sizes: Sequence[Sequence[float]], max_tokens: int | None
+) -> list[list[int]]:
+    """Tokens for each frame of each visual input of one prompt.
+
+    Args:
+        shapes: (M, R) of each input: its frames and their tokens. sizes: M sizes of each.
+
+    The most chosen frame of each input goes before all other frames, so that no input is left
+    without a token while the budget allows one each.
+    """
+    room = [tokens for frames, tokens in shapes for _ in range(frames)]
+    if max_tokens is not None:
+        ahead = 1.0 + max(max(size) for size in sizes)
+        weight = [
+            size + (ahead if frame == max(range(len(of)), key=of.__getitem__) else 0.0)
+            for of in sizes
+            for frame, size in enumerate(of)
+        ]
+        room = allot(room, max_tokens, weight)
+    shares = iter(room)
+    return [[next(shares) for _ in range(frames)] for frames, _ in shapes]
+
+
+def merge_to(tokens: Tensor, target: int, *, order: Order = "position") -> tuple[Tensor, Tensor]:
+    """Merge similar tokens of each frame until `target` are left.
+
+    Args:
+        tokens: (B, T, H), B frames of T tokens. target: from 1 up; T or more is a no-op.
+        order: "position" gives clusters in the order of their earliest member; "similarity" as
+            they come out of the last round (see `merge_round`), as in the authors' code.
+
+    Returns:
+        (B, target, H) in the dtype of `tokens`, and (B, target) float32 sizes that sum to T.
+    """
+    check_count("target", target)
+    batch, count, _ = tokens.shape
+    size = torch.ones(batch, count, device=tokens.device)
+    if target >= count:
+        return tokens, size
+    merged = tokens.float()
+    first = torch.arange(count, device=tokens.device).expand(batch, -1)
+    while count > target:
+        # Halve; the last round is cut short, or takes one token more of an odd number.
+        merges = count // 2 if count // 2 > target else count - target
+        merged, size, first = merge_round(merged, size, first, merges)
+        count -= merges
+    if order == "position":
+        by_first = torch.argsort(first, dim=1)
+        merged = merged.gather(1, by_first[..., None].expand_as(merged))
+        size = size.gather(1, by_first)
+    return merged.to(tokens.dtype), size
+
+
+def merge_round(
+    tokens: Tensor, size: Tensor, first: Tensor, merges: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One round of bipartite matching: `merges` tokens join their most similar counterpart.
+
+    Tokens at even places are compared with those at odd places by cosine; each even one points at
+    its best odd one, and the `merges` strongest pairs merge. Of equals the first wins.
+
+    Args:
+        tokens: (B, T, H) float32. size: (B, T) how many each holds. first: (B, T) position of
+            each one's earliest member. merges: at most ceil(T / 2).
+
+    Returns:
+        The same with T - merges tokens: the even ones that stayed, most similar first, then the
+        odd ones.
+    """
+    similarity = cosine(tokens[:, ::2], tokens[:, 1::2])
+    best, partner = _first_max(similarity)
+    ranked = torch.argsort(best, dim=1, descending=True, stable=True)
+    leaving, staying = 2 * ranked[:, :merges], 2 * ranked[:, merges:]
+    partner = partner.gather(1, ranked[:, :merges])
+
+    def pick(x: Tensor, places: Tensor) -> Tensor:
+        return x.gather(1, places[..., None].expand(-1, -1, x.shape[2]))
+
+    size = size[..., None]
+    weighted = tokens * size
+    odd_sum = weighted[:, 1::2].scatter_add(
+        1, partner[..., None].expand(-1, -1, tokens.shape[2]), pick(weighted, leaving)
+    )
+    odd_size = size[:, 1::2].scatter_add(1, partner[..., None], pick(size, leaving))
+    odd_first = first[:, 1::2].scatter_reduce(1, partner, first.gather(1, leaving), "amin")
+    return (
+        torch.cat([pick(tokens, staying), odd_sum / odd_size], dim=1),
+        torch.cat([pick(size, staying), odd_size], dim=1).squeeze(2),
+        torch.cat([first.gather(1, staying), odd_first], dim=1),
+    )
+
+
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    """(B, X, H), (B, Y, H) -> (B, X, Y); a zero vector is similar to nothing: 0."""
+    return F.normalize(a, dim=2) @ F.normalize(b, dim=2).transpose(1, 2)
+
+
+def _first_max(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Maximum over the last axis and the first place it stands at, on every device."""
+    best = x.amax(dim=-1, keepdim=True)
+    place = torch.arange(x.shape[-1], device=x.device)
+    return best.squeeze(-1), torch.where(x == best, place, x.shape[-1]).amin(dim=-1)

@@ -1,0 +1,97 @@
+"""The question as the Q-Formers read it: WordPiece ids, from a string or from a prompt's ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from torch import Tensor
+
+VOCABULARY = Path(__file__).parent / "data" / "bert-base-uncased-vocab.txt"
+PAD = 0
+IGNORED_LABEL = -100
+
+
+class QuestionTokenizer:
+    """bert-base-uncased WordPiece, offline: "What?" -> [CLS] what ? [SEP].
+
+    Args:
+        max_length: tokens at most, the two special ones included; what is too long loses its
+            beginning, as a question's point tends to stand at its end.
+        vocabulary: a file with one WordPiece a line; None: the bundled bert-base-uncased, to
+            which InstructBLIP adds "[DEC]" as its last id (30522).
+    """
+
+    def __init__(self, max_length: int = 256, vocabulary: str | Path | None = None) -> None:
+        self.max_length = max_length
+        self._tokenizer = _word_piece(Path(vocabulary) if vocabulary else VOCABULARY)
+        self._cls, self._sep = (self._tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]"))
+
+    @property
+    def vocab_size(self) -> int:
+        return self._tokenizer.get_vocab_size()
+
+    def __call__(self, question: str) -> Tensor:
+        """(L,) int64 ids of one question; an empty one is [CLS] [SEP]."""
+        if not isinstance(question, str):
+            raise ValueError(f"question: got {type(question).__name__}, wanted a string")
+        ids = self._tokenizer.encode(question, add_special_tokens=False).ids
+        ids = ids[max(0, len(ids) - (self.max_length - 2)) :]
+        return torch.tensor([self._cls, *ids, self._sep])
+
+
+@cache
+def _word_piece(vocabulary: Path) -> Tokenizer:
+    words = vocabulary.read_text(encoding="utf-8").splitlines()
+    if "[DEC]" not in words:
+        words.append("[DEC]")
+    model = WordPiece(
+        {word: i for i, word in enumerate(words)}, unk_token="[UNK]", max_input_chars_per_word=100
+    )
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = BertPreTokenizer()
+    return tokenizer
+
+
+def pad(questions: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """(L_i,) ids each -> (B, L) ids padded on the right, and their (B, L) boolean mask."""
+    ids = torch.nn.utils.rnn.pad_sequence(list(questions), batch_first=True, padding_value=PAD)
+    lengths = torch.tensor([len(question) for question in questions], device=ids.device)
+    return ids, torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+
+
+def question_from_prompt(
+    ids: Tensor,
+    decode: Callable[[list[int]], str],
+    *,
+    attention_mask: Tensor | None = None,
+    labels: Tensor | None = None,
+) -> str:
+    """The text that a prompt asks, where nobody says what the question is.
+
+    Args:
+        ids: (L,) prompt ids; negative ones stand for images and videos and are left out.
+        decode: ids -> text, of the language model's tokenizer, special tokens skipped.
+        attention_mask: (L,), zero at padding.
+        labels: (L,), where the prompt comes with answers. Then only the first run of ignored
+            labels (-100) counts: what follows is an answer, or was asked after one.
+    """
+    for name, value in (("attention_mask", attention_mask), ("labels", labels)):
+        if value is not None and value.shape != ids.shape:
+            raise ValueError(
+                f"{name}: got shape {tuple(value.shape)}, wanted {tuple(ids.shape)} as ids"
+            )
+    read = ids >= 0
+    if attention_mask is not None:
+        read = read & attention_mask.bool()
+    if labels is not None:
+        answers = (labels != IGNORED_LABEL) & read
+        read = read & (answers.cumsum(0) == 0)
+    return decode(ids[read].tolist()).strip()

@@ -1,0 +1,47 @@
+"""Stage 3: a few tokens of each chosen frame, led by the question (paper, section 3.4)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from bvllm_adapters.qformer import QFormer
+
+
+class SpatialSampler(nn.Module):
+    """Spatial visual token sampling: R learned queries read the question and a frame's patches.
+
+    Axes: F frames (of any number of videos), P patches, R tokens per frame, C vision width,
+    H Q-Former width, L question tokens.
+
+    Args:
+        qformer: width H, reading visual tokens of width C.
+        tokens_per_frame: R.
+        chunk_size: frames read at a time, to bound memory; None: all at once.
+    """
+
+    def __init__(
+        self, qformer: QFormer, *, tokens_per_frame: int, chunk_size: int | None = None
+    ) -> None:
+        super().__init__()
+        self.chunk_size = chunk_size
+        self.norm = nn.LayerNorm(qformer.visual_width)
+        self.queries = nn.Parameter(torch.empty(tokens_per_frame, qformer.width).normal_(std=0.02))
+        self.qformer = qformer
+
+    def forward(self, frames: Tensor, text_ids: Tensor, text_mask: Tensor | None = None) -> Tensor:
+        """(F, P, C) frames, (F, L) questions and their mask -> (F, R, H) tokens."""
+        return self.read(self.norm(frames), text_ids, text_mask)
+
+    def read(self, frames: Tensor, text_ids: Tensor, text_mask: Tensor | None = None) -> Tensor:
+        """As `forward`, of frames that have been through `norm` (soft choices are mixed after)."""
+        chunk = self.chunk_size or len(frames)
+        masks = [None] * len(frames) if text_mask is None else text_mask.split(chunk)
+        return torch.cat(
+            [
+                self.qformer(self.queries.expand(len(part), -1, -1), part, ids, mask)
+                for part, ids, mask in zip(
+                    frames.split(chunk), text_ids.split(chunk), masks, strict=False
+                )
+            ]
+        )

@@ -1,0 +1,55 @@
+"""Stage 2: near-equal choices of frames become one (paper, section 3.3)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bvllm_adapters.features import Selection
+
+
+class TemporalMerger(nn.Module):
+    """Temporal frame token merging by greedy leader clustering (eq. 2 to 5).
+
+    Choices are visited in time order. Each that is not yet taken leads a cluster of all not yet
+    taken whose cosine with it is at least gamma; the cluster becomes its mean. A merged choice is
+    not compared again, so nothing chains and every choice ends in exactly one cluster. As frames
+    are mixed linearly, averaging the rows of S averages the frames themselves.
+
+    Args:
+        threshold: gamma, a cosine in (0, 1]. With one-hot choices every gamma does the same:
+            equal choices become one.
+    """
+
+    def __init__(self, threshold: float = 0.75) -> None:
+        super().__init__()
+        self.threshold = threshold
+
+    def forward(self, selection: Selection) -> Selection:
+        """(K, T) choices -> (M, T), M <= K, in time order; sizes say how many each holds."""
+        selection = selection.in_time_order()
+        members = leader_clusters(selection.weights.detach(), self.threshold)
+        size = members @ selection.size
+        # A choice that already holds several counts as often.
+        share = members * selection.size / size[:, None]
+        return Selection(share @ selection.weights, size).in_time_order()
+
+    def extra_repr(self) -> str:
+        return f"threshold={self.threshold}"
+
+
+def leader_clusters(rows: Tensor, threshold: float) -> Tensor:
+    """(K, T) rows -> (M, K) float32 of 0 and 1: who belongs to which leader, leaders in order."""
+    unit = F.normalize(rows.float(), dim=1)
+    # Rounding must not part a row from its own copy when the threshold is 1.
+    alike = ((unit @ unit.T) >= threshold - 1e-6).cpu()
+    free = torch.ones(len(rows), dtype=torch.bool)
+    clusters = []
+    for leader in range(len(rows)):
+        if free[leader]:
+            cluster = alike[leader] & free
+            cluster[leader] = True
+            free &= ~cluster
+            clusters.append(cluster)
+    return torch.stack(clusters).to(rows.device, torch.float32)

@@ -1,0 +1,130 @@
+"""Provenance as plain data: what an answer was given from, and how long each stage took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from bvllm_adapters.features import VisualTokens
+
+_ledger: ContextVar[dict[str, float] | None] = ContextVar("bvllm_ledger", default=None)
+
+
+@contextmanager
+def ledger() -> Iterator[dict[str, float]]:
+    """Seconds per `stage` of what runs inside, in this thread; stages that recur add up."""
+    seconds: dict[str, float] = {}
+    token = _ledger.set(seconds)
+    try:
+        yield seconds
+    finally:
+        _ledger.reset(token)
+
+
+@contextmanager
+def stage(name: str) -> Iterator[None]:
+    """Book the time of what runs inside under `name`, if a `ledger` is open."""
+    seconds = _ledger.get()
+    if seconds is None:
+        yield
+        return
+    _wait_for_device()
+    begin = time.perf_counter()
+    try:
+        yield
+    finally:
+        _wait_for_device()
+        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - begin
+
+
+def _wait_for_device() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+@dataclass(frozen=True)
+class FrameTrace:
+    """One chosen frame, or several near-equal ones that became one.
+
+    Args:
+        frame: index of the main one among the frames read. second: its time in the video.
+        weights: frame index -> weight, summing to 1; left out below 0.001.
+        choices: of the selector that fell on it. tokens: that it got.
+    """
+
+    frame: int
+    second: float
+    weights: dict[int, float]
+    choices: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Where an answer's visual tokens come from.
+
+    Args:
+        frames_decoded: frames read from the source. frames: the chosen ones, in time order.
+        num_tokens: visual tokens given to the language model. max_tokens: the budget, or None.
+        seconds: stage -> seconds, in the order they ran.
+    """
+
+    frames_decoded: int
+    frames: tuple[FrameTrace, ...]
+    num_tokens: int
+    max_tokens: int | None
+    seconds: dict[str, float]
+
+    @classmethod
+    def of(
+        cls, tokens: VisualTokens, *, max_tokens: int | None, seconds: dict[str, float]
+    ) -> Trace:
+        selection = tokens.selection
+        counts = torch.bincount(tokens.slot, minlength=len(selection)).tolist()
+        frames = []
+        for row, (frame, choices, count) in enumerate(
+            zip(selection.frame.tolist(), selection.size.tolist(), counts, strict=True)
+        ):
+            weights = selection.weights[row]
+            shown = (weights >= 1e-3).nonzero().squeeze(1).tolist()
+            frames.append(
+                FrameTrace(
+                    frame=frame,
+                    second=float(tokens.seconds[frame]),
+                    weights={i: float(weights[i]) for i in shown},
+                    choices=choices,
+                    tokens=count,
+                )
+            )
+        return cls(
+            frames_decoded=selection.weights.shape[1],
+            frames=tuple(frames),
+            num_tokens=len(tokens),
+            max_tokens=max_tokens,
+            seconds=dict(seconds),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as dicts and lists, ready for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        """A table: the chosen frames with their times and tokens, the total, the seconds."""
+        lines = [
+            f"frames    {self.frames_decoded} decoded, {len(self.frames)} chosen",
+            "          frame   second  choices  tokens",
+        ]
+        lines += [
+            f"{frame.frame:>15}{frame.second:>9.2f}{frame.choices:>9g}{frame.tokens:>8}"
+            for frame in self.frames
+        ]
+        budget = "no limit" if self.max_tokens is None else f"a budget of {self.max_tokens}"
+        lines.append(f"tokens    {self.num_tokens} visual tokens of {budget}")
+        lines.append("seconds   " + ", ".join(f"{k} {v:.3f}" for k, v in self.seconds.items()))
+        return "\n".join(lines)

@@ -1,0 +1,159 @@
+"""The composed tokenizer; its rules for all inputs are in test_contract.py."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import bvllm_adapters as bvllm
+from bvllm_adapters import BalancedTokenizer, BalancedTokenizerConfig, FrameFeatures
+from bvllm_adapters.budget_merger import prompt_shares
+
+SIZES = {
+    "num_frames": 4, "tokens_per_frame": 3, "vision_width": 8, "llm_width": 10,
+    "qformer_width": 8, "qformer_layers": 2, "qformer_heads": 2,
+}  # fmt: skip
+
+
+def tokenizer(config=None, **stages):
+    torch.manual_seed(0)
+    return BalancedTokenizer(BalancedTokenizerConfig(**(SIZES | (config or {}))), **stages).eval()
+
+
+def video(frames=6, width=8, **change):
+    return FrameFeatures(
+        **({"cls": torch.randn(frames, width), "patches": torch.randn(frames, 5, width)} | change)
+    )
+
+
+def test_stages_can_be_left_out():
+    bare = tokenizer(
+        frame_selector=None, temporal_merger=None, spatial_sampler=None, budget_merger=None,
+        projection=None,
+    )  # fmt: skip
+    given = video()
+    tokens = bare([given], ["?"])[0]
+    assert torch.equal(tokens.tokens, given.patches.flatten(0, 1))
+    assert tokens.frame.tolist() == [frame for frame in range(6) for _ in range(5)]
+    assert list(bare.parameters()) == []
+
+
+def test_without_a_sampler_patches_are_merged_into_the_budget():
+    patches_only = tokenizer(spatial_sampler=None)
+    tokens = patches_only([video()], ["?"], max_tokens=7)[0]
+    assert tokens.tokens.shape == (7, 10)
+
+
+def test_a_stage_can_be_replaced():
+    class LastFrame(nn.Module):
+        def forward(self, cls, text_ids, *, seconds, generator):
+            return bvllm.Selection.of(torch.eye(len(cls))[-1:])
+
+    assert tokenizer(frame_selector=LastFrame())([video()], ["?"])[0].frame.tolist() == [5] * 3
+
+
+def test_patches_are_read_for_chosen_frames_only():
+    given = video()
+    asked = []
+
+    def read(indices):
+        asked.append(indices.tolist())
+        return given.patches[indices]
+
+    made = tokenizer()
+    lazy = made([video(cls=given.cls, patches=read)], ["?"])[0]
+    assert torch.equal(lazy.tokens, made([given], ["?"])[0].tokens)
+    assert asked == [sorted(set(lazy.selection.frame.tolist()))]
+
+
+def test_training_reaches_every_parameter():
+    made = tokenizer({"max_tokens": 8}).train()
+    tokens = made([video(), video(1)], ["what is this?", ""], prompts=[0, 0])
+    sum(t.tokens.square().sum() for t in tokens).backward()
+    assert [name for name, p in made.named_parameters() if p.grad is None] == []
+    assert float(made.frame_selector.queries.grad.abs().max()) > 0
+
+
+def test_question_ids_may_be_given():
+    made, given = tokenizer(), video()
+    ids = made.question_tokenizer("what?")
+    assert torch.equal(made([given], [ids])[0].tokens, made([given], ["what?"])[0].tokens)
+
+
+def test_an_empty_batch_is_an_empty_list():
+    assert tokenizer()([], []) == []
+
+
+def test_every_visual_input_of_a_prompt_gets_a_token_before_any_gets_two():
+    assert prompt_shares([(4, 3), (1, 3)], [[9, 1, 1, 1], [1]], 2) == [[1, 0, 0, 0], [1]]
+    assert prompt_shares([(4, 3), (1, 3)], [[1, 1, 9, 1], [1]], 3) == [[1, 0, 1, 0], [1]]
+    assert prompt_shares([(2, 3)], [[1, 1]], None) == [[3, 3]]
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "max_tokens", "wanted"),
+    [(3600, None, 12), (2, None, 6), (1, None, 3), ([3600, 1], None, 15), ([3600, 1], 13, 13)],
+)
+def test_plan(num_frames, max_tokens, wanted):
+    assert bvllm.plan(BalancedTokenizerConfig(**SIZES), num_frames, max_tokens=max_tokens) == wanted
+
+
+def test_plan_names_what_is_wrong():
+    with pytest.raises(ValueError, match="num_frames: got 0"):
+        bvllm.plan(BalancedTokenizerConfig(), 0)
+    with pytest.raises(ValueError, match="max_tokens: got 0"):
+        bvllm.plan(BalancedTokenizerConfig(), 5, max_tokens=0)
+
+
+@pytest.mark.parametrize(
+    ("features", "questions", "options", "message"),
+    [
+        ([video()], [], {}, "questions: got 0, wanted 1 as features"),
+        (video(), "what?", {}, "got a single one, wanted a list of each"),
+        ([video(width=7)], ["?"], {}, r"features\[0\].cls: got width 7, wanted vision_width=8"),
+        (
+            [video(patches=torch.zeros(6, 5, 9))], ["?"], {},
+            r"features\[0\].patches: got width 9, wanted vision_width=8",
+        ),
+        ([video()], [3], {}, r"questions\[0\]: got int, wanted a string or"),
+        ([video()], [torch.zeros(2)], {}, r"questions\[0\]: got Tensor, wanted a string or"),
+        ([video()], ["?"], {"prompts": []}, "prompts: got 0, wanted 1 as features"),
+        ([video()], ["?"], {"max_tokens": 0}, "max_tokens: got 0, wanted an int >= 1"),
+        (
+            [video(), video(patches=torch.zeros(6, 4, 8))], ["?", "?"], {},
+            r"patches: got \[\(4, 8\), \(5, 8\)\], wanted one \(P, C\) in a batch",
+        ),
+    ],
+)  # fmt: skip
+def test_wrong_input_is_named(features, questions, options, message):
+    with pytest.raises(ValueError, match=message):
+        tokenizer()(features, questions, **options)
+
+
+def test_a_budget_without_a_merger_is_refused():
+    with pytest.raises(ValueError, match=r"budget_merger: got None, .*max_tokens=9 is a limit"):
+        tokenizer({"max_tokens": 9}, budget_merger=None)
+    with pytest.raises(ValueError, match="max_tokens: got 9, wanted None without a budget_merger"):
+        tokenizer(budget_merger=None)([video()], ["?"], max_tokens=9)
+
+
+def test_a_damaged_file_is_refused_with_a_list(tmp_path):
+    tokenizer().save_pretrained(tmp_path)
+    BalancedTokenizerConfig(**(SIZES | {"qformer_layers": 1})).save(
+        tmp_path / "balanced_tokenizer.json"
+    )
+    with pytest.raises(ValueError, match=r"unexpected \['frame_selector.qformer.layers.0.text_ffn"):
+        BalancedTokenizer.from_pretrained(tmp_path)
+    BalancedTokenizerConfig(**(SIZES | {"llm_width": 11})).save(
+        tmp_path / "balanced_tokenizer.json"
+    )
+    with pytest.raises(ValueError, match=r"shapes differ: .*\(10,\), \(11,\)"):
+        BalancedTokenizer.from_pretrained(tmp_path)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere: not a folder"):
+        BalancedTokenizer.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"holds no balanced_tokenizer.json"):
+        BalancedTokenizer.from_pretrained(tmp_path)

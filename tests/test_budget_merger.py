@@ -1,0 +1,127 @@
+"""Merging against recorded rounds of the authors' code, and the sharing out of a budget."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from bvllm_adapters import BudgetMerger, Selection
+from bvllm_adapters.budget_merger import allot, cosine, merge_round, merge_to
+
+RECORDED = Path(__file__).parent / "data" / "bvllm_merge"
+INDEX = json.loads((RECORDED / "index.json").read_text())
+PRESENT = sorted(file.stem for file in RECORDED.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("name", [n for n in PRESENT if n.startswith("multi")])
+def test_recorded_schedule_with_sizes(name):
+    recorded = load_file(RECORDED / f"{name}.safetensors")
+    target = INDEX[name]["target"]
+    tokens, size = merge_to(recorded["x"], target, order="similarity")
+    assert torch.allclose(tokens, recorded["out_weighted"], atol=1e-6)
+    assert torch.equal(size, recorded["size_weighted"].squeeze(-1))
+
+    ordered, ordered_size = merge_to(recorded["x"], target)
+    for row in range(len(tokens)):  # the same tokens, in the order of their earliest member
+        places = torch.cdist(ordered[row], tokens[row]).argmin(dim=1)
+        assert sorted(places.tolist()) == list(range(tokens.shape[1]))
+        assert torch.equal(ordered[row], tokens[row, places])
+        assert torch.equal(ordered_size[row], size[row, places])
+
+
+@pytest.mark.parametrize("name", [n for n in PRESENT if n.startswith("bipartite")])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_recorded_round(name, weighted):
+    recorded = load_file(RECORDED / f"{name}.safetensors")
+    x = recorded["x"]
+    size = recorded["size_in"].squeeze(-1) if weighted else torch.ones(x.shape[:2])
+    first = torch.arange(x.shape[1]).expand(len(x), -1)
+    tokens, size, _ = merge_round(x, size, first, INDEX[name]["r"])
+    suffix = "" if weighted else "_size1"
+    out = recorded["out" if weighted else "out_size1"]
+    assert torch.allclose(tokens, out, atol=1e-6)
+    assert torch.allclose(size, recorded[f"size_out{suffix}"].squeeze(-1), atol=1e-5)
+
+
+def test_clusters_come_in_the_order_of_their_earliest_member():
+    e = torch.eye(4)
+    # 0 and 3 alike, 1 and 4 alike; 2 and 5 stand alone.
+    tokens = torch.stack([e[0], e[1], e[2], e[0] * 3, e[1] * 3, e[3]])[None]
+    merged, size = merge_to(tokens, 4)
+    assert torch.equal(merged[0], torch.stack([e[0] * 2, e[1] * 2, e[2], e[3]]))
+    assert size.tolist() == [[2, 2, 1, 1]]
+
+
+def test_a_zero_token_is_similar_to_nothing():
+    x = torch.randn(1, 4, 8)
+    x[0, 1] = 0
+    assert torch.isfinite(cosine(x, x)).all()
+    assert (cosine(x, x)[0, 1] == 0).all()
+
+
+@given(
+    st.lists(st.integers(0, 40), min_size=1, max_size=50),
+    st.integers(1, 500),
+    st.randoms(use_true_random=False),
+)
+def test_a_budget_is_shared_out_exactly_and_evenly(room, max_tokens, random):
+    weight = [random.randint(1, 4) for _ in room]
+    shares = allot(room, max_tokens, weight)
+    assert sum(shares) == min(max_tokens, sum(room))
+    assert all(0 <= share <= space for share, space in zip(shares, room, strict=True))
+    cut = [i for i in range(len(room)) if shares[i] < room[i]]  # those that wanted more
+    if cut:
+        assert max(shares) <= min(shares[i] for i in cut) + 1
+        low = min(shares[i] for i in cut)
+        ahead = [weight[i] for i in range(len(room)) if room[i] > low and shares[i] == low + 1]
+        behind = [weight[i] for i in cut if shares[i] == low]
+        assert not ahead or not behind or min(ahead) >= max(behind)
+
+
+def test_the_most_chosen_frames_get_what_is_left_over():
+    selection = Selection(torch.eye(4), torch.tensor([1.0, 5.0, 2.0, 5.0]))
+    tokens = torch.randn(4, 3, 8)
+    assert BudgetMerger()(tokens, 6, selection).slot.bincount().tolist() == [1, 2, 1, 2]
+    assert BudgetMerger()(tokens, 1, selection).frame.tolist() == [1]
+    assert BudgetMerger()(tokens, 3, selection).frame.tolist() == [1, 2, 3]
+
+
+def test_shares_can_be_given():
+    tokens = torch.randn(3, 5, 8)
+    merged = BudgetMerger()(tokens, [2, 0, 9])
+    assert merged.slot.tolist() == [0, 0, 2, 2, 2, 2, 2]
+    assert torch.equal(merged.tokens[2:], tokens[2])
+
+
+def test_gradients_reach_every_token():
+    tokens = torch.randn(2, 9, 4, requires_grad=True)
+    BudgetMerger()(tokens, 5).tokens.sum().backward()
+    assert tokens.grad is not None and bool((tokens.grad != 0).all())
+
+
+@pytest.mark.parametrize(
+    ("tokens", "max_tokens", "error", "message"),
+    [
+        (torch.zeros(2, 3), 4, ValueError, r"tokens: got shape \(2, 3\), wanted \(M, R, H\)"),
+        (torch.zeros(2, 3, 4).long(), 4, ValueError, "tokens: got dtype torch.int64"),
+        (torch.full((2, 3, 4), float("nan")), 4, ValueError, "tokens: got NaN or inf"),
+        (torch.zeros(2, 3, 4), 0, ValueError, "max_tokens: got 0, wanted an int >= 1"),
+        (torch.zeros(2, 3, 4), [1], ValueError, "max_tokens: got 1 shares, wanted 2"),
+        (torch.zeros(2, 3, 4), [1, -1], ValueError, "max_tokens: got -1, wanted an int >= 0"),
+        (torch.zeros(2, 3, 4), 2.5, TypeError, r"max_tokens: got 2.5 \(float\)"),
+    ],
+)
+def test_wrong_input_is_named(tokens, max_tokens, error, message):
+    with pytest.raises(error, match=message):
+        BudgetMerger()(tokens, max_tokens)
+
+
+def test_a_selection_of_other_length_is_named():
+    with pytest.raises(ValueError, match="selection: got 3 frames, wanted 2 as tokens"):
+        BudgetMerger()(torch.zeros(2, 3, 4), 4, Selection.everything(3))

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from bvllm_adapters import FrameFeatures, Selection
+from bvllm_adapters.features import mix
+
+same = nn.Identity()
+
+
+def video(**change):
+    arguments = {
+        "cls": torch.randn(3, 4),
+        "patches": torch.randn(3, 2, 4),
+        "seconds": torch.tensor([0.0, 0.5, 2.0]),
+    }
+    return FrameFeatures(**(arguments | change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"cls": torch.zeros(0, 4)},
+            r"cls: got shape \(0, 4\), wanted \(T, C\) with no empty axis",
+        ),
+        ({"cls": torch.zeros(3)}, r"cls: got shape \(3,\), wanted \(T, C\)"),
+        ({"cls": torch.zeros(3, 4).long()}, "cls: got dtype torch.int64, wanted floating point"),
+        ({"cls": torch.full((3, 4), float("inf"))}, "cls: got NaN or inf"),
+        ({"cls": [[1.0]]}, "cls: got list, wanted a tensor"),
+        ({"patches": torch.zeros(2, 2, 4)}, "patches: got 2 frames, wanted 3 as cls"),
+        ({"patches": torch.zeros(3, 0, 4)}, r"patches: got shape \(3, 0, 4\)"),
+        ({"patches": torch.full((3, 2, 4), float("nan"))}, "patches: got NaN or inf"),
+        ({"patches": "all"}, "patches: got str, wanted a .* tensor or a function"),
+        ({"seconds": torch.arange(2.0)}, "seconds: got 2 times, wanted 3 as cls"),
+        ({"seconds": torch.tensor([0.0, 2, 1])}, "seconds: got times that go back"),
+        ({"seconds": torch.arange(3)}, "seconds: got dtype torch.int64"),
+    ],
+)
+def test_wrong_input_is_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        video(**change)
+
+
+def test_without_times_there_is_one_frame_a_second():
+    assert video(seconds=None).seconds.tolist() == [0, 1, 2]
+
+
+def test_pooled_features_stand_for_towers_without_cls():
+    patches = torch.tensor([[[1.0, 5.0], [3.0, 1.0]]])
+    assert FrameFeatures.pooled(patches, "mean").cls.tolist() == [[2, 3]]
+    assert FrameFeatures.pooled(patches, "max").cls.tolist() == [[3, 5]]
+    with pytest.raises(ValueError, match="how: got 'median', wanted 'mean' or 'max'"):
+        FrameFeatures.pooled(patches, "median")
+
+
+def test_one_hot_weights_gather_and_ask_only_for_chosen_frames():
+    patches = torch.randn(5, 2, 4)
+    asked = []
+
+    def read(indices):
+        asked.extend(indices.tolist())
+        return patches[indices]
+
+    weights = torch.eye(5)[[1, 1, 4]]
+    assert torch.equal(mix(weights, read, same), patches[[1, 1, 4]])
+    assert asked == [1, 4]
+
+
+def test_soft_weights_mix_after_the_transform():
+    patches, weights = torch.randn(3, 2, 4), torch.tensor([[0.25, 0.75, 0.0]])
+    norm = nn.LayerNorm(4)
+    wanted = 0.25 * norm(patches[0]) + 0.75 * norm(patches[1])
+    assert torch.allclose(mix(weights, patches, norm)[0], wanted, atol=1e-6)
+
+
+def test_gradients_need_all_frames_even_of_one_hot_weights():
+    weights = torch.eye(3)[[1]].requires_grad_()
+    patches = torch.randn(3, 2, 4)
+    mix(weights, patches, same).sum().backward()
+    assert torch.allclose(weights.grad[0], patches.sum(dim=(1, 2)))
+
+
+def test_a_reader_that_returns_something_else_is_named():
+    weights = torch.eye(3)
+    with pytest.raises(ValueError, match=r"patches\(indices\): got 2 frames, wanted the 3"):
+        mix(weights, lambda i: torch.zeros(2, 2, 4), same)
+    with pytest.raises(ValueError, match=r"patches\(indices\): got NaN or inf"):
+        mix(weights, lambda i: torch.full((3, 2, 4), float("nan")), same)
+
+
+def test_time_order_is_by_main_frame_then_mean_frame_then_as_it_was():
+    weights = torch.tensor(
+        [[0.0, 0.6, 0.4], [0.4, 0.6, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.4, 0.6, 0.0]]
+    )
+    ordered = Selection(weights, torch.arange(5.0)).in_time_order()
+    assert ordered.size.tolist() == [3, 1, 4, 0, 2]
+    assert ordered.frame.tolist() == [0, 1, 1, 1, 2]
+
+
+def test_an_image_takes_all_choices():
+    image = Selection.single_frame(32)
+    assert image.weights.tolist() == [[1]] and image.size.tolist() == [32]
