@@ -54,8 +54,9 @@ class Host(Protocol):
     """A mixin whose methods replace the model's while it is wrapped; they use
     `self.balanced_tokenizer`. Each begins with a list of what it changes."""
 
-    def load(self, folder: Path, *, dtype: torch.dtype) -> nn.Module:
-        """The model of a published checkpoint folder, complete or an error."""
+    def load(self, folder: Path, *, dtype: torch.dtype, **options: Any) -> nn.Module:
+        """The model of a published checkpoint folder, complete or an error. A host whose
+        checkpoints may hold only part of a model takes `base=`, where the rest is."""
 
     def processor(self, folder: Path) -> Any:
         """What `encode` and `answer` need beside the model: tokenizer and image processor."""
@@ -155,13 +156,19 @@ def host_of(model: nn.Module) -> Host:
 
 
 def load(
-    source: str | Path, *, dtype: torch.dtype = torch.float32, host: str | None = None
+    source: str | Path,
+    *,
+    base: str | Path | None = None,
+    dtype: torch.dtype = torch.float32,
+    host: str | None = None,
 ) -> nn.Module:
     """A model of a known host from a folder or hub id, in eval mode; wrapped if it was saved so.
 
     Runs no code of the checkpoint; downloads nothing when HF_HUB_OFFLINE is set.
 
     Args:
+        base: folder or hub id of the model that a LoRA or projector-only folder changes, where
+            its config.json does not say.
         dtype: of all weights. host: "module:OBJECT" instead of the published one.
     """
     folder = local_folder(source, "config.json")
@@ -169,7 +176,8 @@ def load(
     names = config.get("architectures") or []
     if host is None and not names:
         raise HostError(f"{folder / 'config.json'} names no architectures, so no host can be found")
-    model = find_host(host or names[0]).load(folder, dtype=dtype).eval()
+    from_base = {} if base is None else {"base": base}
+    model = find_host(host or names[0]).load(folder, dtype=dtype, **from_base).eval()
     if (folder / ADAPTER_FOLDER).is_dir():
         wrap(model, adapter=folder / ADAPTER_FOLDER, host=host)
     return model

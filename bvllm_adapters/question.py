@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +18,27 @@ from torch import Tensor
 VOCABULARY = Path(__file__).parent / "data" / "bert-base-uncased-vocab.txt"
 PAD = 0
 IGNORED_LABEL = -100
+
+
+_asked: ContextVar[str | None] = ContextVar("bvllm_question", default=None)
+
+
+@contextmanager
+def asking(question: str) -> Iterator[None]:
+    """What is asked, to hosts whose own scripts call generate() without saying it.
+
+    Inside the block, in this thread, it goes before whatever could be read from a prompt.
+    """
+    token = _asked.set(question)
+    try:
+        yield
+    finally:
+        _asked.reset(token)
+
+
+def asked() -> str | None:
+    """The question of the innermost `asking` block, or None."""
+    return _asked.get()
 
 
 class QuestionTokenizer:

@@ -5,7 +5,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bvllm_adapters.question import QuestionTokenizer, pad, question_from_prompt
+from bvllm_adapters.question import (
+    QuestionTokenizer,
+    asked,
+    asking,
+    pad,
+    question_from_prompt,
+)
 
 
 def test_ids_are_those_of_bert_base_uncased():
@@ -87,3 +93,12 @@ def test_left_padding_before_a_labelled_row_does_not_count_as_an_answer():
 def test_labels_of_another_shape_are_named():
     with pytest.raises(ValueError, match=r"labels: got shape \(2,\), wanted \(3,\) as ids"):
         question_from_prompt(torch.arange(3), spell, labels=torch.zeros(2))
+
+
+def test_asking_says_what_is_asked_within_its_block():
+    assert asked() is None
+    with asking("outer?"):
+        with asking("inner?"):
+            assert asked() == "inner?"
+        assert asked() == "outer?"
+    assert asked() is None

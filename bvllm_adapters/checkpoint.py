@@ -1,0 +1,163 @@
+"""Published checkpoints: reading each tensor once, and accounting for every key.
+
+Layouts: model.safetensors, pytorch_model.bin, either in shards with or without an index. Pickle
+files are read with weights_only=True, so that no code of a checkpoint runs.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+Named = Iterable[tuple[str, Tensor]]
+
+# A whole file, or its shards with an index or, failing that, by their numbers; in this order.
+_STEMS = ("model", "pytorch_model")
+_SUFFIXES = (".safetensors", ".bin")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read, or does not fit the model; says which keys or files."""
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a checkpoint's weights; safetensors go before pickles.
+
+    Raises:
+        CheckpointError: for none, or shards that are named but missing.
+    """
+    for suffix in _SUFFIXES:
+        for stem in _STEMS:
+            index = folder / f"{stem}{suffix}.index.json"
+            if index.is_file():
+                names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+                missing = [name for name in names if not (folder / name).is_file()]
+                if missing:
+                    raise CheckpointError(f"{index}: names files that are not there: {missing}")
+                return [folder / name for name in names]
+            if (folder / f"{stem}{suffix}").is_file():
+                return [folder / f"{stem}{suffix}"]
+            shards = sorted(folder.glob(f"{stem}-*-of-*{suffix}"))
+            if shards:
+                wanted = int(re.findall(r"-of-(\d+)", shards[0].name)[-1])
+                if len(shards) != wanted:
+                    raise CheckpointError(f"{folder}: got {len(shards)} shards, wanted {wanted}")
+                return shards
+    raise CheckpointError(f"{folder}: holds no weights (model*.safetensors or pytorch_model*.bin)")
+
+
+def read_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
+    """Every (key, tensor) of these files, one at a time; no file is held in memory whole."""
+    for file in files:
+        try:
+            if file.suffix == ".safetensors":
+                with safe_open(file, framework="pt") as tensors:
+                    for key in tensors.keys():
+                        yield key, tensors.get_tensor(key)
+            else:
+                state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+                while state:
+                    key = next(iter(state))
+                    yield key, state.pop(key)
+        except CheckpointError:
+            raise
+        except Exception as error:  # pickle, zip, safetensors and the system all raise their own
+            raise CheckpointError(f"{file}: cannot be read ({error})") from error
+
+
+@dataclass
+class KeyReport:
+    """What became of a checkpoint's keys.
+
+    Args:
+        ignored: published leftovers that this model has no use for.
+        missing, unexpected: of the model and of the checkpoint; wrong_shape: (key, got, wanted).
+    """
+
+    loaded: set[str] = field(default_factory=set)
+    ignored: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    wrong_shape: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        parts = [
+            f"{len(keys)} {what}: {', '.join(keys[:20])}{' ...' if len(keys) > 20 else ''}"
+            for what, keys in (
+                ("missing", self.missing),
+                ("unexpected", self.unexpected),
+                ("of another shape", self.wrong_shape),
+            )
+            if keys
+        ]
+        return "; ".join(parts) or f"{len(self.loaded)} loaded, {len(self.ignored)} ignored"
+
+
+def load_strictly(
+    model: nn.Module,
+    tensors: Named,
+    *,
+    rename: Callable[[str], str | None] = lambda key: key,
+    dtype: torch.dtype | None = None,
+    source: str = "checkpoint",
+    optional: Callable[[str], bool] = lambda key: False,
+) -> KeyReport:
+    """Put each tensor in its place in the model, which may be on the meta device; no copy is kept.
+
+    Args:
+        tensors: (published key, tensor) pairs.
+        rename: published key -> the model's key; None: a known leftover.
+        dtype: of floating-point weights; None: as they come.
+        source: what is read, for messages.
+        optional: of a model's key, whether it may be missing (tied weights).
+
+    Raises:
+        CheckpointError: a key is missing, unexpected, double or of another shape; lists them.
+    """
+    slots: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    slots |= {
+        name: value
+        for name, value in model.named_buffers(remove_duplicate=False)
+        if name in model.state_dict()
+    }
+    report = KeyReport()
+    for key, tensor in tensors:
+        name = rename(key)
+        if name is None:
+            report.ignored.append(key)
+        elif name not in slots:
+            report.unexpected.append(key)
+        elif name in report.loaded:
+            raise CheckpointError(f"{source}: {key} comes twice, as {name}")
+        elif tensor.shape != slots[name].shape:
+            wanted = tuple(slots[name].shape)
+            report.wrong_shape.append(f"{key} {tuple(tensor.shape)}, wanted {wanted}")
+            report.loaded.add(name)
+        else:
+            _assign(model, name, tensor if dtype is None else _cast(tensor, dtype))
+            report.loaded.add(name)
+    report.missing = [name for name in slots if name not in report.loaded and not optional(name)]
+    if report.missing or report.unexpected or report.wrong_shape:
+        raise CheckpointError(f"{source}: keys do not fit the model: {report}")
+    return report
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
+    path, _, attribute = name.rpartition(".")
+    module = model.get_submodule(path)
+    old = getattr(module, attribute)
+    if isinstance(old, nn.Parameter):
+        setattr(module, attribute, nn.Parameter(tensor, requires_grad=old.requires_grad))
+    else:
+        module.register_buffer(attribute, tensor)

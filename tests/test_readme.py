@@ -1,0 +1,57 @@
+"""The README's snippets run as they stand, and give what their comments say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+def run(snippet, tmp_path, monkeypatch):
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)  # what a snippet writes goes here
+    names = {"__name__": "readme"}
+    exec(compile(snippet, "README.md", "exec"), names)
+    return names
+
+
+def snippet_with(text):
+    (found,) = [snippet for snippet in SNIPPETS if text in snippet]
+    return found
+
+
+def test_wrap(tmp_path, monkeypatch, capsys):
+    names = run(snippet_with("bvllm.wrap"), tmp_path, monkeypatch)
+    trace = names["answer"].trace
+    assert trace.num_tokens == trace.max_tokens == 12
+    assert "12 visual tokens of a budget of 12" in capsys.readouterr().out
+    assert names["model"].balanced_tokenizer.config.max_tokens == 12
+
+
+def test_standalone(tmp_path, monkeypatch):
+    names = run(snippet_with("FrameFeatures("), tmp_path, monkeypatch)
+    tokens = names["tokens"]
+    assert sum(len(of) for of in tokens) == 24
+    assert tokens[0].tokens.shape == (len(tokens[0]), 128)
+    assert bool((tokens[0].frame.diff() >= 0).all())
+    assert tokens[0].size.shape == tokens[0].frame.shape == (len(tokens[0]),)
+    assert names["bvllm"].plan(names["config"], num_frames=3600) == 24
+
+
+def test_property_test(tmp_path, monkeypatch):
+    # hypothesis reads a test's source, which a compiled string has none of; it goes on without.
+    run(snippet_with("testing.check_budget"), tmp_path, monkeypatch)
+
+
+def test_every_snippet_has_its_test():
+    assert len(SNIPPETS) == 3
+
+
+@pytest.mark.parametrize("target", re.findall(r"\]\((?!http)([^)]+)\)", README))
+def test_links_lead_somewhere(target):
+    assert (ROOT / target).exists()

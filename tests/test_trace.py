@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import threading
+import time
+
+import torch
+
+from bvllm_adapters import Selection, VisualTokens
+from bvllm_adapters.trace import Trace, ledger, stage
+
+
+def test_stages_add_up_and_cost_nothing_outside_a_ledger():
+    with stage("before"):
+        pass
+    with ledger() as seconds:
+        for _ in range(2):
+            with stage("sleep"):
+                time.sleep(0.02)
+        with stage("nothing"):
+            pass
+    with stage("after"):
+        pass
+    assert list(seconds) == ["sleep", "nothing"]
+    assert seconds["sleep"] >= 0.04 > seconds["nothing"]
+
+
+def test_a_stage_that_fails_is_booked():
+    with ledger() as seconds:
+        try:
+            with stage("broken"):
+                raise RuntimeError
+        except RuntimeError:
+            pass
+    assert "broken" in seconds
+
+
+def test_another_thread_does_not_write_into_this_ledger():
+    def other():
+        with stage("other"):
+            pass
+
+    with ledger() as seconds:
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+    assert seconds == {}
+
+
+def test_soft_choices_are_told_with_their_weights():
+    selection = Selection(
+        torch.tensor([[0.75, 0.25, 0.0], [0.0, 0.0, 1.0]]), torch.tensor([3.0, 1])
+    )
+    tokens = VisualTokens(
+        torch.zeros(3, 2),
+        torch.tensor([0, 0, 1]),
+        torch.ones(3),
+        selection,
+        torch.tensor([0.0, 1.5, 4.0]),
+    )
+    trace = Trace.of(tokens, max_tokens=None, seconds={"decode": 0.5})
+    first, second = trace.frames
+    assert (first.frame, first.second, first.choices, first.tokens) == (0, 0.0, 3, 2)
+    assert first.weights == {0: 0.75, 1: 0.25}
+    assert (second.frame, second.second, second.tokens) == (2, 4.0, 1)
+    shown = str(trace)
+    assert "3 decoded, 2 chosen" in shown
+    assert "3 visual tokens of no limit" in shown
+    assert "decode 0.500" in shown
