@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bvllm_adapters.budget_merger import BudgetMerger, prompt_shares
 from bvllm_adapters.build import build_projection, build_sampler, build_selector
+from bvllm_adapters.checkpoint import load_strictly, read_tensors
 from bvllm_adapters.config import BalancedTokenizerConfig, check_count
 from bvllm_adapters.features import FrameFeatures, Selection, VisualTokens, mix
 from bvllm_adapters.hub import local_folder, upload
@@ -254,29 +255,16 @@ class BalancedTokenizer(nn.Module):
     def from_pretrained(cls, source: str | Path, **stages: nn.Module | None) -> BalancedTokenizer:
         """Read what `save_pretrained` wrote, from a folder or a hub id; eval mode, saved dtype.
 
-        Stages that were not built from the config must be given again. Missing or unexpected
-        weights are a ValueError that lists them.
+        Stages that were not built from the config must be given again. Weights that are missing,
+        unexpected or of another shape are a CheckpointError that lists them.
         """
         folder = local_folder(source, CONFIG_FILE)
         config = BalancedTokenizerConfig.load(folder / CONFIG_FILE)
         with torch.device("meta"):
             tokenizer = cls(config, **stages)
-        weights = load_file(folder / WEIGHTS_FILE)
-        wanted = tokenizer.state_dict()
-        if set(weights) != set(wanted):
-            raise ValueError(
-                f"{folder / WEIGHTS_FILE}: missing {sorted(set(wanted) - set(weights))}, "
-                f"unexpected {sorted(set(weights) - set(wanted))}"
-            )
-        wrong = {
-            name: (tuple(value.shape), tuple(wanted[name].shape))
-            for name, value in weights.items()
-            if value.shape != wanted[name].shape
-        }
-        if wrong:
-            raise ValueError(f"{folder / WEIGHTS_FILE}: got and wanted shapes differ: {wrong}")
-        tokenizer.load_state_dict(weights, assign=True)
-        return tokenizer.requires_grad_(True).eval()
+        file = folder / WEIGHTS_FILE
+        load_strictly(tokenizer, read_tensors([file]), source=str(file))
+        return tokenizer.eval()
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None) -> str:
         """Upload what `save_pretrained` writes; returns the address."""

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from bvllm_adapters.checkpoint import load_strictly
 from bvllm_adapters.qformer_weights import INSTRUCTBLIP_NAMES, LAVIS_NAMES, renamed
 
 LAYER_NORM_EPS = 1e-12  # BERT's
@@ -269,15 +270,9 @@ class QFormer(nn.Module):
                 vocab_size=vocab_size,
                 positions=len(weights["position_embeddings.weight"]),
             )
-        wanted = set(qformer.state_dict())
-        if set(weights) != wanted:
-            raise ValueError(
-                f"state_dict: missing {sorted(wanted - set(weights))}, "
-                f"unexpected {sorted(set(weights) - wanted)} (in this library's names)"
-            )
-        qformer.load_state_dict(weights, assign=True)
-        for parameter in qformer.parameters():
-            parameter.requires_grad_(True)
+        # Cloned: two Q-Formers made from one file must not share what they learn.
+        copies = ((name, value.clone()) for name, value in weights.items())
+        load_strictly(qformer, copies, source="state_dict, in this library's names")
         return qformer
 
 

@@ -109,6 +109,16 @@ def test_sizes_are_read_from_the_shapes_under_any_prefix():
     assert all(parameter.requires_grad for parameter in qformer.parameters())
 
 
+def test_two_from_one_file_share_nothing():
+    weights = published("lavis")
+    first, second = (QFormer.from_lavis(weights, heads=HEADS) for _ in range(2))
+    with torch.no_grad():
+        for parameter in first.parameters():
+            parameter.add_(1)
+    assert torch.equal(weights["bert.embeddings.LayerNorm.weight"], second.norm.weight)
+    assert not torch.equal(first.norm.weight, second.norm.weight)
+
+
 def test_text_and_visual_tokens_matter(qformer, recorded):
     queries, visual = recorded["in.query_embeds"], recorded["in.encoder_hidden_states"]
     ids = recorded["in.input_ids"]
@@ -165,7 +175,7 @@ def test_wrong_input_is_named(change, message):
 def test_wrong_weights_are_listed():
     weights = published("lavis")
     incomplete = {k: v for k, v in weights.items() if "layer.1.output_query.dense" not in k}
-    with pytest.raises(ValueError, match=r"missing \['layers\.1\.query_ffn\.output\.bias'"):
+    with pytest.raises(ValueError, match=r"2 missing: layers\.1\.query_ffn\.output\."):
         QFormer.from_lavis(incomplete, heads=HEADS)
     with pytest.raises(ValueError, match=r"the key bert\.encoder\.layer\.0\.strange\.weight"):
         QFormer.from_lavis(
