@@ -1,0 +1,333 @@
+"""A standalone B-VLLM: vision tower -> BalancedTokenizer -> Qwen2 (paper, section 3.1)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationMixin, PreTrainedModel, Qwen2ForCausalLM
+from transformers import initialization as init
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from bvllm_adapters.balanced_tokenizer import BalancedTokenizer
+from bvllm_adapters.features import FrameFeatures, VisualTokens
+from bvllm_adapters.frame_selector import FrameSelector
+from bvllm_adapters.spatial_sampler import SpatialSampler
+from bvllm_adapters.splice import PaddingSide, SplicedPrompts, placeholder_rows, splice
+from bvllm_qwen2.configuration import BvllmQwen2Config, EvaVisionConfig
+from bvllm_qwen2.inputs import visual_inputs
+from bvllm_qwen2.vision_tower import FrameReader, VisionTower, init_eva
+
+
+@dataclass
+class BvllmQwen2Output(CausalLMOutputWithPast):
+    """A causal language model's output over the spliced prompts, and what was spliced in.
+
+    Args:
+        attention_mask: (B, S) of the spliced prompts; to go on from past_key_values, append a
+            one for each new token.
+        visual_tokens: of each visual input in reading order, with their provenance.
+    """
+
+    attention_mask: Tensor | None = None
+    visual_tokens: list[VisualTokens] | None = None
+
+
+class BvllmQwen2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """Answers questions about videos and images within a budget of visual tokens.
+
+    Axes: B prompts, L ids of the longest, V placeholders in all prompts, T frames of all visual
+    inputs together, S image size in pixels.
+    """
+
+    config_class = BvllmQwen2Config
+    config: BvllmQwen2Config
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    # The tokenizer's stages read each other's parameters; the tower is called as one.
+    _no_split_modules = ["VisionTower", "BalancedTokenizer", "Qwen2DecoderLayer"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+
+    def __init__(self, config: BvllmQwen2Config) -> None:
+        super().__init__(config)
+        self.vision_tower = VisionTower(config)
+        self.balanced_tokenizer = BalancedTokenizer(config.balanced_tokenizer_config)
+        self.language_model: Any = Qwen2ForCausalLM(config.text_config)
+        self.post_init()  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Modifications: the vision tower is frozen, as loading makes all parameters trainable."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded).vision_tower.freeze()
+        return loaded
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        frame_counts: Tensor | None = None,
+        seconds: Tensor | None = None,
+        question_ids: Tensor | None = None,
+        question_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        max_tokens: int | None = None,
+        generator: torch.Generator | None = None,
+        past_key_values: Any = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> BvllmQwen2Output | tuple[Any, ...]:
+        """Logits over the spliced prompts: each placeholder gives way to its visual tokens.
+
+        Prompts without any placeholder go to the language model as they are.
+
+        Args:
+            input_ids: (B, L) int64, a placeholder for each image or video.
+            attention_mask: (B, L), zero at padding, on either side; None: no padding. The
+                spliced prompts are padded on the left if the first column has a zero, else right.
+            pixel_values: (T, 3, S, S) frames of all visual inputs, in reading order.
+            frame_counts: (V,) int64, frames of each visual input; they sum to T.
+            seconds: (T,) time of each frame in its video; None: one frame a second.
+            question_ids: (V, Lq) int64 WordPiece ids of the question to each visual input.
+            question_mask: (V, Lq), zero at padding; None: no padding.
+            labels: (B, L) int64, -100 where there is nothing to learn. Never seen by the tokenizer.
+            max_tokens: visual tokens per prompt, in place of the tokenizer's own limit.
+            generator: source of the selector's noise in training.
+            past_key_values: a cache. Once it holds something, input_ids continue the spliced
+                prompts and attention_mask covers both.
+            kwargs: of Qwen2ForCausalLM, such as use_cache and logits_to_keep.
+
+        Raises:
+            ValueError: naming the argument, what came and what was wanted.
+        """
+        kwargs.update(past_key_values=past_key_values, return_dict=True)
+        tokens: list[VisualTokens] | None = None
+        if input_ids is None or not bool(self._is_placeholder(input_ids).any()):
+            visual_inputs(
+                [],
+                image_size=self.image_size,
+                pixel_values=pixel_values,
+                frame_counts=frame_counts,
+                seconds=seconds,
+                question_ids=question_ids,
+                question_mask=question_mask,
+            )
+            if input_ids is not None and attention_mask is not None:
+                kwargs.setdefault("position_ids", _positions(attention_mask, input_ids.shape[1]))
+            output = self.language_model(
+                input_ids=input_ids, attention_mask=attention_mask, labels=labels, **kwargs
+            )
+        else:
+            self._check_continues_nothing(past_key_values, kwargs)
+            tokens = self.visual_tokens(
+                input_ids,
+                attention_mask=attention_mask,
+                pixel_values=pixel_values,
+                frame_counts=frame_counts,
+                seconds=seconds,
+                question_ids=question_ids,
+                question_mask=question_mask,
+                max_tokens=max_tokens,
+                generator=generator,
+            )
+            prompts = self.splice(
+                input_ids,
+                tokens,
+                attention_mask=attention_mask,
+                labels=labels,
+                padding_side=_padding_side(attention_mask),
+            )
+            attention_mask = prompts.attention_mask
+            output = self.language_model(
+                inputs_embeds=prompts.inputs_embeds,
+                attention_mask=attention_mask,
+                position_ids=prompts.position_ids,
+                labels=prompts.labels,
+                **kwargs,
+            )
+        result = BvllmQwen2Output(**output, attention_mask=attention_mask, visual_tokens=tokens)
+        return result.to_tuple() if return_dict is False else result
+
+    def encode(self, pixels: Tensor | FrameReader, seconds: Tensor) -> FrameFeatures:
+        """One video or image as the tower sees it, a chunk of frames at a time.
+
+        Args:
+            pixels: (T, 3, S, S), or a function that gives them for the frames asked for.
+            seconds: (T,) time of each frame.
+        """
+        config = self.balanced_tokenizer.config
+        gather = not self.training and config.evaluation == "hard"
+        return self.vision_tower.features(
+            pixels.__getitem__ if isinstance(pixels, Tensor) else pixels,
+            seconds,
+            config.frame_feature,
+            # Soft choices mix the patches of all frames, so those must be there.
+            keep_patches=not gather or len(seconds) <= self.config.vision_keep_frames,
+        )
+
+    def visual_tokens(
+        self,
+        input_ids: Tensor,
+        *,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        frame_counts: Tensor | None = None,
+        seconds: Tensor | None = None,
+        question_ids: Tensor | None = None,
+        question_mask: Tensor | None = None,
+        max_tokens: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> list[VisualTokens]:
+        """Visual tokens for each placeholder, in reading order. Args: see `forward`."""
+        is_placeholder = self._is_placeholder(input_ids)
+        if attention_mask is not None:
+            if attention_mask.shape != input_ids.shape:
+                raise ValueError(
+                    f"attention_mask: got shape {tuple(attention_mask.shape)}, "
+                    f"wanted {tuple(input_ids.shape)} as input_ids"
+                )
+            is_placeholder &= attention_mask.bool()
+        inputs = visual_inputs(
+            (input_ids[is_placeholder] == self.config.image_token_id).tolist(),
+            image_size=self.image_size,
+            pixel_values=pixel_values,
+            frame_counts=frame_counts,
+            seconds=seconds,
+            question_ids=question_ids,
+            question_mask=question_mask,
+        )
+        tokens: list[VisualTokens] = self.balanced_tokenizer(
+            [self.encode(visual.pixels, visual.seconds) for visual in inputs],
+            [visual.question for visual in inputs],
+            prompts=placeholder_rows(input_ids, self.placeholders, attention_mask),
+            max_tokens=max_tokens,
+            generator=generator,
+        )
+        return tokens
+
+    def splice(
+        self,
+        input_ids: Tensor,
+        visual: Sequence[VisualTokens],
+        *,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        padding_side: PaddingSide = "right",
+    ) -> SplicedPrompts:
+        """The prompts as the language model takes them, visual tokens in their places."""
+        return splice(
+            input_ids,
+            self.get_input_embeddings(),
+            [tokens.tokens for tokens in visual],
+            self.placeholders,
+            attention_mask=attention_mask,
+            labels=labels,
+            padding_side=padding_side,
+        )
+
+    @torch.no_grad()
+    def generate(  # type: ignore[override]  # our inputs go by name
+        self,
+        input_ids: Tensor,
+        *,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        frame_counts: Tensor | None = None,
+        seconds: Tensor | None = None,
+        question_ids: Tensor | None = None,
+        question_mask: Tensor | None = None,
+        max_tokens: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Answers, new tokens only: visual tokens have no ids, so prompts cannot be repeated.
+
+        Visual inputs are encoded once, whatever the number of beams.
+
+        Args: see `forward`. kwargs: of transformers' generate, as max_new_tokens=64.
+        """
+        tokens = self.visual_tokens(
+            input_ids,
+            attention_mask=attention_mask,
+            pixel_values=pixel_values,
+            frame_counts=frame_counts,
+            seconds=seconds,
+            question_ids=question_ids,
+            question_mask=question_mask,
+            max_tokens=max_tokens,
+        )
+        prompts = self.splice(input_ids, tokens, attention_mask=attention_mask, padding_side="left")
+        return self.continue_prompts(prompts, **kwargs)
+
+    def continue_prompts(self, prompts: SplicedPrompts, **kwargs: Any) -> Any:
+        """New tokens behind left-padded spliced prompts, by the language model's own generate()."""
+        settings = copy.deepcopy(kwargs.pop("generation_config", None) or self.generation_config)
+        kwargs = settings.update(**kwargs)  # gives back what is no setting
+        return self.language_model.generate(
+            inputs_embeds=prompts.inputs_embeds,
+            attention_mask=prompts.attention_mask,
+            generation_config=settings,
+            **kwargs,
+        )
+
+    @property
+    def placeholders(self) -> tuple[int, int]:
+        return self.config.image_token_id, self.config.video_token_id
+
+    @property
+    def image_size(self) -> int:
+        return self.config.image_size
+
+    def get_input_embeddings(self) -> nn.Module:
+        embeddings: nn.Module = self.language_model.get_input_embeddings()
+        return embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        head: nn.Module = self.language_model.get_output_embeddings()
+        return head
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_output_embeddings(value)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Weights that a checkpoint lacks; transformers calls it for each module."""
+        super()._init_weights(module)  # type: ignore[no-untyped-call]
+        if isinstance(module, FrameSelector | SpatialSampler):
+            init.normal_(module.queries, std=0.02)
+        elif isinstance(self.config.vision_config, EvaVisionConfig):
+            init_eva(module)
+
+    def _is_placeholder(self, input_ids: Tensor) -> Tensor:
+        return torch.isin(input_ids, torch.tensor(self.placeholders, device=input_ids.device))
+
+    def _check_continues_nothing(self, past_key_values: Any, kwargs: dict[str, Any]) -> None:
+        if past_key_values is not None and past_key_values.get_seq_length():
+            raise ValueError(
+                f"past_key_values: got {past_key_values.get_seq_length()} tokens, "
+                "wanted none before input_ids with placeholders"
+            )
+        if kwargs.pop("position_ids", None) is not None:
+            raise ValueError(
+                "position_ids: got a tensor, wanted None, as spliced prompts are numbered anew"
+            )
+
+
+def _positions(attention_mask: Tensor, length: int) -> Tensor:
+    """(B, length) positions of the last columns, counting each row's tokens from 0."""
+    return (attention_mask.long().cumsum(dim=1) - 1).clamp_min(0)[:, -length:]
+
+
+def _padding_side(attention_mask: Tensor | None) -> PaddingSide:
+    padded_left = attention_mask is not None and not bool(attention_mask[:, 0].all())
+    return "left" if padded_left else "right"

@@ -1,0 +1,145 @@
+"""The frozen vision tower: frames -> a feature of each frame, and of each of its patches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionModel
+from transformers import initialization as init
+
+from bvllm_adapters.config import FrameFeature
+from bvllm_adapters.features import FrameFeatures
+from bvllm_qwen2.configuration import BvllmQwen2Config, EvaVisionConfig, VisionConfig, has_cls
+
+FrameReader = Callable[[Tensor], Tensor]
+"""(k,) int64 frame indices, ascending and distinct -> (k, 3, S, S) pixels."""
+
+
+class VisionTower(nn.Module):
+    """EVA-CLIP by timm, or CLIP or SigLIP by transformers. It never trains and keeps no graph.
+
+    Axes: T frames, S image size in pixels, P patches, C width.
+    """
+
+    def __init__(self, config: BvllmQwen2Config) -> None:
+        super().__init__()
+        self.encoder = build_encoder(config.vision_config)
+        self.has_cls = has_cls(config.vision_config)
+        self.select_layer = config.vision_select_layer
+        self.chunk_size = config.vision_chunk_size
+        self.freeze()
+
+    def freeze(self) -> None:
+        self.requires_grad_(False).train(False)
+
+    def train(self, mode: bool = True) -> VisionTower:
+        """Modifications: stays in evaluation mode."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, pixels: Tensor, frame_feature: FrameFeature = "cls") -> tuple[Tensor, Tensor]:
+        """(T, 3, S, S) pixels -> (T, C) frame features, (T, P, C) patches.
+
+        Args:
+            frame_feature: the CLS token, or the "mean" or "max" over the patches.
+
+        Raises:
+            ValueError: "cls" of a tower without CLS token.
+        """
+        if frame_feature == "cls" and not self.has_cls:
+            raise ValueError(
+                "frame_feature: got 'cls', wanted 'mean' or 'max' of a tower without CLS token"
+            )
+        parameter = next(self.parameters())
+        pixels = pixels.to(parameter.device, parameter.dtype)
+        tokens = torch.cat([self._tokens(part) for part in pixels.split(self.chunk_size)])
+        patches = tokens[:, 1:] if self.has_cls else tokens
+        if frame_feature == "cls":
+            return tokens[:, 0], patches
+        return patches.mean(dim=1) if frame_feature == "mean" else patches.amax(dim=1), patches
+
+    def _tokens(self, pixels: Tensor) -> Tensor:
+        if self.select_layer is None:
+            tokens: Tensor = self.encoder.forward_features(pixels)  # type: ignore[operator]
+        else:
+            tokens = self.encoder(pixels, output_hidden_states=True).hidden_states[
+                self.select_layer
+            ]
+        return tokens
+
+    def features(
+        self,
+        read: FrameReader,
+        seconds: Tensor,
+        frame_feature: FrameFeature,
+        *,
+        keep_patches: bool,
+    ) -> FrameFeatures:
+        """A video of any length, a chunk at a time.
+
+        Args:
+            read: gives the pixels of the frames asked for. seconds: (T,) their times.
+            keep_patches: False: patches are forgotten, and those of chosen frames encoded again.
+        """
+        cls, kept = [], []
+        for chunk in torch.arange(len(seconds)).split(self.chunk_size):
+            feature, patches = self(read(chunk), frame_feature)
+            cls.append(feature)
+            if keep_patches:
+                kept.append(patches)
+
+        def encode_again(indices: Tensor) -> Tensor:
+            chunks = indices.cpu().split(self.chunk_size)
+            return torch.cat([self(read(chunk), frame_feature)[1] for chunk in chunks])
+
+        return FrameFeatures(
+            torch.cat(cls), torch.cat(kept) if keep_patches else encode_again, seconds
+        )
+
+
+def build_encoder(config: VisionConfig) -> nn.Module:
+    if isinstance(config, EvaVisionConfig):
+        return build_eva(config)
+    return (
+        CLIPVisionModel(config)
+        if isinstance(config, CLIPVisionConfig)
+        else SiglipVisionModel(config)
+    )
+
+
+def build_eva(config: EvaVisionConfig) -> nn.Module:
+    """timm's Eva without pooling, head and final norm."""
+    from timm.models.eva import Eva  # here, since importing it takes seconds and most need it not
+
+    eva: nn.Module = Eva(
+        img_size=config.image_size,
+        patch_size=config.patch_size,
+        embed_dim=config.hidden_size,
+        depth=config.num_hidden_layers,
+        num_heads=config.num_attention_heads,
+        mlp_ratio=config.intermediate_size / config.hidden_size,
+        num_classes=0,
+        global_pool="",
+        use_post_transformer_norm=False,
+    )
+    return eva
+
+
+def init_eva(module: nn.Module) -> None:
+    """First weights of one of timm's modules, where transformers does not know how.
+
+    Loaded weights are left alone.
+    """
+    from timm.models.eva import Eva, EvaAttention
+
+    weights: Any
+    if isinstance(module, Eva):
+        for weights in (module.cls_token, module.pos_embed):
+            init.trunc_normal_(weights, std=0.02)
+    elif isinstance(module, EvaAttention):
+        # The keys' bias is no weight but always zero, so no checkpoint holds it.
+        for weights in (module.q_bias, module.k_bias, module.v_bias):
+            init.zeros_(weights)

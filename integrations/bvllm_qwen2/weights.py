@@ -1,0 +1,108 @@
+"""Published EVA-CLIP weights (eva_vit_g.pth) for the tower."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from bvllm_qwen2.configuration import EvaVisionConfig
+from bvllm_qwen2.vision_tower import build_eva
+
+log = logging.getLogger("bvllm_adapters")
+
+# timm names its modules as the published file does, so the mapping is: the same name behind the
+# prefix. The file's anchor, by which the prefix (often none) is found:
+_ANCHOR = "patch_embed.proj.weight"
+# What published files hold and this tower does not: classifier, final norms, the mask token of
+# pretraining, and blocks behind the last one in use (BLIP-2 uses 39 of EVA-CLIP-g's 40).
+_LEFT_OUT = re.compile(r"(head|norm|fc_norm|ln_vision)\.(weight|bias)|mask_token")
+_BLOCK = re.compile(r"blocks\.(\d+)\.")
+
+
+def read_state_dict(file: str | Path) -> dict[str, Tensor]:
+    """Tensors of a .safetensors file, or of a torch file without running any code of it."""
+    if Path(file).suffix == ".safetensors":
+        return load_file(file)
+    found = torch.load(file, map_location="cpu", weights_only=True)
+    for wrapper in ("state_dict", "model", "module"):
+        if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
+            found = found[wrapper]
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{file}: holds a {type(found).__name__}, wanted named tensors")
+    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+
+
+def load_eva(file: str | Path, config: EvaVisionConfig) -> nn.Module:
+    """An EVA encoder with published weights, in the file's dtype.
+
+    Raises:
+        ValueError: listing what is missing, unexpected or of another shape.
+    """
+    with torch.device("meta"):
+        eva = build_eva(config)
+    weights = eva_weights(read_state_dict(file), eva, source=str(file))
+    eva.load_state_dict(weights, assign=True)
+    for name, buffer in list(eva.named_buffers()):  # the keys' bias, always zero
+        owner, _, attribute = name.rpartition(".")
+        zeros = torch.zeros(buffer.shape, dtype=weights["cls_token"].dtype)
+        eva.get_submodule(owner).register_buffer(attribute, zeros, persistent=False)
+    return eva
+
+
+def eva_weights(
+    state_dict: Mapping[str, Tensor], eva: nn.Module, *, source: str = "state_dict"
+) -> dict[str, Tensor]:
+    """The part of a published state dict that `eva` wants, complete and of its shapes.
+
+    Position embeddings of another image size are interpolated.
+    """
+    wanted = eva.state_dict()
+    prefixes = [name.removesuffix(_ANCHOR) for name in state_dict if name.endswith(_ANCHOR)]
+    if len(prefixes) != 1:
+        raise ValueError(f"{source}: got {len(prefixes)} keys '...{_ANCHOR}', wanted one EVA")
+    prefix = prefixes[0]
+    depth = 1 + max(int(match[1]) for match in map(_BLOCK.match, wanted) if match)
+    weights, unexpected, left_out = {}, [], []
+    for name, value in state_dict.items():
+        ours = name.removeprefix(prefix)
+        block = _BLOCK.match(ours)
+        if not name.startswith(prefix) or _LEFT_OUT.fullmatch(ours):
+            left_out.append(name)
+        elif block and int(block[1]) >= depth:
+            left_out.append(name)
+        elif ours not in wanted:
+            unexpected.append(name)
+        else:
+            weights[ours] = value
+    missing = sorted(set(wanted) - set(weights))
+    if missing or unexpected:
+        raise ValueError(f"{source}: missing {missing}, unexpected {sorted(unexpected)}")
+    weights["pos_embed"] = resized_positions(
+        weights["pos_embed"], tuple(wanted["pos_embed"].shape)[1]
+    )
+    wrong = {
+        name: (tuple(value.shape), tuple(wanted[name].shape))
+        for name, value in weights.items()
+        if value.shape != wanted[name].shape
+    }
+    if wrong:
+        raise ValueError(f"{source}: got and wanted shapes differ: {wrong}")
+    log.info("%s: left out %s", source, sorted(left_out))
+    return weights
+
+
+def resized_positions(positions: Tensor, count: int) -> Tensor:
+    """(1, 1 + n * n, C) position embeddings, CLS first -> (1, count, C), bicubically."""
+    if positions.shape[1] == count:
+        return positions
+    before, after = (round((tokens - 1) ** 0.5) for tokens in (positions.shape[1], count))
+    grid = positions[:, 1:].float().unflatten(1, (before, before)).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, size=(after, after), mode="bicubic", align_corners=False)
+    return torch.cat([positions[:, :1], grid.flatten(2).transpose(1, 2).to(positions)], dim=1)

@@ -1,0 +1,153 @@
+"""The vision towers: what they give, in chunks, and that they stay frozen."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import CLIPVisionConfig, Qwen2Config, SiglipVisionConfig
+
+from bvllm_qwen2.configuration import BvllmQwen2Config, EvaVisionConfig
+from bvllm_qwen2.vision_tower import VisionTower
+
+SIZES: dict[str, Any] = {
+    "image_size": 32,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+}
+TOWERS: dict[str, Any] = {
+    "eva": EvaVisionConfig(patch_size=8, intermediate_size=48, **SIZES),
+    "clip": CLIPVisionConfig(patch_size=8, intermediate_size=48, **SIZES),
+    "siglip": SiglipVisionConfig(patch_size=8, intermediate_size=48, **SIZES),
+}
+
+
+def make(kind: str, **settings: Any) -> VisionTower:
+    config = BvllmQwen2Config(
+        text_config=Qwen2Config(hidden_size=32), vision_config=TOWERS[kind], **settings
+    )
+    torch.manual_seed(0)
+    return VisionTower(config)
+
+
+def pixels(frames: int = 5) -> Tensor:
+    return torch.randn(frames, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("kind", TOWERS)
+def test_chunks_change_nothing(kind: str) -> None:
+    feature = "mean" if kind == "siglip" else "cls"
+    whole, parts = make(kind), make(kind, vision_chunk_size=2)
+    for one, other in zip(whole(pixels(), feature), parts(pixels(), feature), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+    cls, patches = whole(pixels(), feature)
+    assert cls.shape == (5, 32)
+    assert patches.shape == (5, 16, 32)
+
+
+@pytest.mark.parametrize("kind", TOWERS)
+def test_frames_do_not_see_each_other(kind: str) -> None:
+    tower = make(kind)
+    together = tower(pixels(), "mean")[1]
+    torch.testing.assert_close(tower(pixels()[2:3], "mean")[1], together[2:3], atol=1e-5, rtol=0)
+    assert not torch.allclose(together[2], together[3], atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", TOWERS)
+def test_a_frame_feature_may_be_pooled_over_patches(kind: str) -> None:
+    tower = make(kind)
+    mean, patches = tower(pixels(), "mean")
+    torch.testing.assert_close(mean, patches.sum(dim=1) / 16)
+    most, patches = tower(pixels(), "max")
+    assert torch.equal(most, patches.max(dim=1).values)
+
+
+def test_siglip_has_no_cls() -> None:
+    with pytest.raises(ValueError, match="frame_feature: got 'cls', wanted 'mean' or 'max'"):
+        make("siglip")(pixels())
+
+
+@pytest.mark.parametrize("layer", [None, -1, 0])
+def test_clip_is_read_at_the_chosen_layer(layer: int | None) -> None:
+    tower: Any = make("clip", vision_select_layer=layer)
+    states = tower.encoder(pixels(), output_hidden_states=True).hidden_states
+    assert len(states) == 4
+    wanted = states[-2 if layer is None else layer]
+    cls, patches = tower(pixels())
+    assert torch.equal(cls, wanted[:, 0])
+    assert torch.equal(patches, wanted[:, 1:])
+
+
+def test_eva_is_its_blocks_and_nothing_behind_them() -> None:
+    """An EVA block by hand: pre-norm attention with biases for queries and values only."""
+    tower: Any = make("eva")
+    eva = tower.encoder
+    with torch.no_grad():
+        for parameter in eva.parameters():
+            parameter.normal_(std=0.3)
+        eva.pos_embed.normal_()
+        x = torch.nn.functional.conv2d(
+            pixels(), eva.patch_embed.proj.weight, eva.patch_embed.proj.bias, stride=8
+        )
+        x = x.flatten(2).transpose(1, 2)
+        x = torch.cat([eva.cls_token.expand(5, -1, -1), x], dim=1) + eva.pos_embed
+        for block in eva.blocks:
+            attention = block.attn
+            y = torch.nn.functional.layer_norm(x, (32,), block.norm1.weight, block.norm1.bias, 1e-6)
+            q, k, v = (y @ attention.qkv.weight.T).chunk(3, dim=-1)
+            q, v = q + attention.q_bias, v + attention.v_bias
+            q, k, v = (t.unflatten(-1, (4, 8)).transpose(1, 2) for t in (q, k, v))
+            y = torch.softmax(q @ k.transpose(2, 3) / 8**0.5, dim=-1) @ v
+            x = x + attention.proj(y.transpose(1, 2).flatten(2))
+            y = torch.nn.functional.layer_norm(x, (32,), block.norm2.weight, block.norm2.bias, 1e-6)
+            x = x + block.mlp.fc2(torch.nn.functional.gelu(block.mlp.fc1(y)))
+    cls, patches = tower(pixels())
+    torch.testing.assert_close(torch.cat([cls[:, None], patches], dim=1), x, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", TOWERS)
+def test_it_stays_frozen(kind: str) -> None:
+    tower = torch.nn.ModuleList([make(kind)]).train()[0]
+    assert not any(module.training for module in tower.modules())
+    assert not any(parameter.requires_grad for parameter in tower.parameters())
+    cls, patches = tower(pixels().requires_grad_(), "mean")
+    assert not cls.requires_grad
+    assert not patches.requires_grad
+
+
+def test_half_precision_takes_float_pixels() -> None:
+    cls, patches = make("clip").to(torch.bfloat16)(pixels())
+    assert cls.dtype == patches.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_long_video_is_read_a_chunk_at_a_time(keep: bool) -> None:
+    tower, video, asked = make("clip", vision_chunk_size=2), pixels(), []
+
+    def read(indices: Tensor) -> Tensor:
+        asked.append(indices.tolist())
+        return video[indices]
+
+    features = tower.features(read, torch.arange(5.0), "cls", keep_patches=keep)
+    assert asked == [[0, 1], [2, 3], [4]]
+    cls, patches = tower(video)
+    torch.testing.assert_close(features.cls, cls, atol=1e-5, rtol=0)
+    chosen = torch.tensor([0, 3, 4])
+    if isinstance(features.patches, Tensor):
+        assert keep
+        found = features.patches[chosen]
+    else:
+        assert not keep
+        found = features.patches(chosen)
+        assert asked[3:] == [[0, 3], [4]]
+    torch.testing.assert_close(found, patches[chosen], atol=1e-5, rtol=0)
+
+
+def test_importing_the_host_does_not_import_timm() -> None:
+    code = "import sys, bvllm_qwen2; sys.exit('timm' in sys.modules)"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
