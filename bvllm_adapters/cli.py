@@ -78,8 +78,8 @@ def _ask(options: argparse.Namespace) -> int:
     from bvllm_adapters.hosts import find_host, load
 
     if options.model is None:
-        demo_model = find_host("BvllmQwen2ForConditionalGeneration").demo  # type: ignore[attr-defined]
-        model, processor = demo_model()
+        native: Any = find_host("BvllmQwen2ForConditionalGeneration")
+        model, processor = native.demo()
     else:
         model, processor = load(options.model), None
     with tqdm(desc="decoding", unit="frame", leave=False, disable=None) as bar:

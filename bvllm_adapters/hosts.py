@@ -262,19 +262,18 @@ def unwrap(model: Model) -> Model:
         raise ValueError(
             f"model: got a {type(base).__name__} that is not wrapped, wanted one that is"
         )
-    delattr(base, TOKENIZER)
     replaced = base.__dict__.pop("_bvllm_replaced")
-    base.__class__ = base._bvllm_original  # type: ignore[assignment]  # mypy: not a Wrapped now
-    if replaced is not None:
+    if replaced is None:
+        delattr(base, TOKENIZER)
+    else:  # in its place among the modules, which the order of parameters hangs on
         setattr(base, TOKENIZER, _beside_embeddings(replaced, base))
+    base.__class__ = base._bvllm_original  # type: ignore[assignment]  # mypy: not a Wrapped now
     return model
 
 
 def install(base: nn.Module, host: Host, tokenizer: BalancedTokenizer) -> None:
     """Make `base` a wrapped model of this host with this tokenizer, in place."""
     replaced = getattr(base, TOKENIZER, None)
-    if replaced is not None:
-        delattr(base, TOKENIZER)
     tokenizer.train(base.training)
     setattr(base, TOKENIZER, _beside_embeddings(tokenizer, base))
     # Kept out of nn.Module's books: it is no part of the wrapped model and not in its state_dict.
