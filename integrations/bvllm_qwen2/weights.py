@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from bvllm_adapters.checkpoint import load_strictly
 from bvllm_qwen2.configuration import EvaVisionConfig
 from bvllm_qwen2.vision_tower import build_eva
 
@@ -42,60 +43,37 @@ def read_state_dict(file: str | Path) -> dict[str, Tensor]:
 def load_eva(file: str | Path, config: EvaVisionConfig) -> nn.Module:
     """An EVA encoder with published weights, in the file's dtype.
 
+    Position embeddings of another image size are interpolated.
+
     Raises:
-        ValueError: listing what is missing, unexpected or of another shape.
+        CheckpointError: listing what is missing, unexpected or of another shape.
     """
     with torch.device("meta"):
         eva = build_eva(config)
-    weights = eva_weights(read_state_dict(file), eva, source=str(file))
-    eva.load_state_dict(weights, assign=True)
-    for name, buffer in list(eva.named_buffers()):  # the keys' bias, always zero
-        owner, _, attribute = name.rpartition(".")
-        zeros = torch.zeros(buffer.shape, dtype=weights["cls_token"].dtype)
-        eva.get_submodule(owner).register_buffer(attribute, zeros, persistent=False)
-    return eva
-
-
-def eva_weights(
-    state_dict: Mapping[str, Tensor], eva: nn.Module, *, source: str = "state_dict"
-) -> dict[str, Tensor]:
-    """The part of a published state dict that `eva` wants, complete and of its shapes.
-
-    Position embeddings of another image size are interpolated.
-    """
-    wanted = eva.state_dict()
+    state_dict = read_state_dict(file)
     prefixes = [name.removesuffix(_ANCHOR) for name in state_dict if name.endswith(_ANCHOR)]
     if len(prefixes) != 1:
-        raise ValueError(f"{source}: got {len(prefixes)} keys '...{_ANCHOR}', wanted one EVA")
-    prefix = prefixes[0]
-    depth = 1 + max(int(match[1]) for match in map(_BLOCK.match, wanted) if match)
-    weights, unexpected, left_out = {}, [], []
-    for name, value in state_dict.items():
-        ours = name.removeprefix(prefix)
-        block = _BLOCK.match(ours)
-        if not name.startswith(prefix) or _LEFT_OUT.fullmatch(ours):
-            left_out.append(name)
-        elif block and int(block[1]) >= depth:
-            left_out.append(name)
-        elif ours not in wanted:
-            unexpected.append(name)
-        else:
-            weights[ours] = value
-    missing = sorted(set(wanted) - set(weights))
-    if missing or unexpected:
-        raise ValueError(f"{source}: missing {missing}, unexpected {sorted(unexpected)}")
-    weights["pos_embed"] = resized_positions(
-        weights["pos_embed"], tuple(wanted["pos_embed"].shape)[1]
-    )
-    wrong = {
-        name: (tuple(value.shape), tuple(wanted[name].shape))
-        for name, value in weights.items()
-        if value.shape != wanted[name].shape
-    }
-    if wrong:
-        raise ValueError(f"{source}: got and wanted shapes differ: {wrong}")
-    log.info("%s: left out %s", source, sorted(left_out))
-    return weights
+        raise ValueError(f"{file}: got {len(prefixes)} keys '...{_ANCHOR}', wanted one EVA")
+    positions = f"{prefixes[0]}pos_embed"
+    if positions in state_dict:
+        count = eva.get_parameter("pos_embed").shape[1]
+        state_dict[positions] = resized_positions(state_dict[positions], count)
+
+    def ours(name: str) -> str | None:
+        if not name.startswith(prefixes[0]):
+            return None
+        name = name.removeprefix(prefixes[0])
+        block = _BLOCK.match(name)
+        behind = block is not None and int(block[1]) >= config.num_hidden_layers
+        return None if behind or _LEFT_OUT.fullmatch(name) else name
+
+    report = load_strictly(eva, state_dict.items(), rename=ours, source=str(file))
+    log.info("%s: left out %s", file, sorted(report.ignored))
+    for name, buffer in list(eva.named_buffers()):  # the keys' bias, always zero
+        owner, _, attribute = name.rpartition(".")
+        zeros = torch.zeros(buffer.shape, dtype=state_dict[f"{prefixes[0]}cls_token"].dtype)
+        eva.get_submodule(owner).register_buffer(attribute, zeros, persistent=False)
+    return eva
 
 
 def resized_positions(positions: Tensor, count: int) -> Tensor:
