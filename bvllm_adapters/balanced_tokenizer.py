@@ -100,7 +100,7 @@ class BalancedTokenizer(nn.Module):
         Raises:
             ValueError: naming the argument, what came and what was wanted.
         """
-        features, texts = self._checked(features, questions)
+        texts = self._checked(features, questions)
         prompts = self._checked_prompts(prompts, len(features))
         max_tokens = self._checked_budget(max_tokens)
         if not features:
@@ -134,7 +134,7 @@ class BalancedTokenizer(nn.Module):
         if video.num_frames == 1:
             return Selection.single_frame(self.config.num_frames, video.cls.device)
         selection: Selection = self.frame_selector(
-            video.cls, text, seconds=video.seconds, generator=generator
+            video.cls.to(self.dtype), text, seconds=video.seconds, generator=generator
         )
         return selection
 
@@ -201,12 +201,13 @@ class BalancedTokenizer(nn.Module):
 
     def _checked(
         self, features: Sequence[FrameFeatures], questions: Sequence[str | Tensor]
-    ) -> tuple[list[FrameFeatures], list[Tensor]]:
+    ) -> list[Tensor]:
+        """The questions as ids, each beside its video, if everything is as it should be."""
         if isinstance(features, FrameFeatures) or isinstance(questions, str):
             raise ValueError("features, questions: got a single one, wanted a list of each")
         if len(questions) != len(features):
             raise ValueError(f"questions: got {len(questions)}, wanted {len(features)} as features")
-        wanted, dtype = self.config.vision_width, self.dtype
+        wanted = self.config.vision_width
         for i, video in enumerate(features):
             if video.cls.shape[1] != wanted:
                 raise ValueError(
@@ -227,7 +228,7 @@ class BalancedTokenizer(nn.Module):
                     "wanted a string or a 1-D int64 tensor of WordPiece ids"
                 )
             texts.append(ids.to(video.cls.device))
-        return [replace(video, cls=video.cls.to(dtype)) for video in features], texts
+        return texts
 
     def _checked_prompts(self, prompts: Sequence[int] | None, count: int) -> list[int]:
         if prompts is None:

@@ -44,6 +44,11 @@ def test_wrong_input_is_named(change, message):
         video(**change)
 
 
+def test_large_numbers_are_no_infinity():
+    huge = torch.full((3, 4), 3e38)  # their sum is beyond float32
+    assert video(cls=huge).cls is huge
+
+
 def test_without_times_there_is_one_frame_a_second():
     assert video(seconds=None).seconds.tolist() == [0, 1, 2]
 
