@@ -45,7 +45,11 @@ class HostError(ValueError):
 
 
 class Host(Protocol):
-    """What a host says about the models it serves."""
+    """What a host says about the models it serves.
+
+    Where a checkpoint brings a WordPiece vocabulary of its own for the question, the host also has
+    `question_tokenizer(model, max_length) -> QuestionTokenizer`.
+    """
 
     api: int
     """The version of this protocol it was written for: 1."""
@@ -275,6 +279,9 @@ def install(base: nn.Module, host: Host, tokenizer: BalancedTokenizer) -> None:
     """Make `base` a wrapped model of this host with this tokenizer, in place."""
     replaced = getattr(base, TOKENIZER, None)
     tokenizer.train(base.training)
+    if hasattr(host, "question_tokenizer"):
+        most = tokenizer.config.max_question_tokens
+        tokenizer.question_tokenizer = host.question_tokenizer(base, most)
     setattr(base, TOKENIZER, _beside_embeddings(tokenizer, base))
     # Kept out of nn.Module's books: it is no part of the wrapped model and not in its state_dict.
     base.__dict__["_bvllm_replaced"] = replaced

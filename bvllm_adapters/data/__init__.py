@@ -1,0 +1,1 @@
+"""Files that the library reads; NOTICE.md says whose they are."""

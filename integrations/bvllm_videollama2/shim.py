@@ -1,0 +1,212 @@
+"""How bvllm_adapters handles VideoLLaMA2: our port of it and upstream's own model objects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from bvllm_adapters.config import BalancedTokenizerConfig
+from bvllm_adapters.features import FrameFeatures, VisualTokens
+from bvllm_adapters.question import QuestionTokenizer, asked
+from bvllm_adapters.splice import placeholder_rows
+from bvllm_adapters.video import Video
+from bvllm_videollama2.frame_features import frame_features, frames_of
+from bvllm_videollama2.inputs import (
+    PLACEHOLDERS,
+    Visual,
+    is_text_alone,
+    prompts_to_continue,
+    used_images,
+    with_visual_tokens,
+)
+from bvllm_videollama2.prompts import question_in, text_tokenizer
+
+if TYPE_CHECKING:
+    from bvllm_videollama2.preprocessing import Videollama2Processor
+
+# Fields of mm_qformer_config that size the Q-Formers, as their published configs name them.
+_QFORMER = {
+    "hidden_size": "qformer_width",
+    "num_hidden_layers": "qformer_layers",
+    "num_attention_heads": "qformer_heads",
+    "intermediate_size": "qformer_ffn_width",
+    "cross_attention_frequency": "cross_attention_frequency",
+    "vocab_size": "vocab_size",
+}
+
+
+class Overrides:
+    """Modifications while wrapped:
+    - `prepare_inputs_labels_for_multimodal`: the tokenizer's tokens instead of the projector's.
+    - `generate`: batches of unequal length are padded on the left.
+    """
+
+    def prepare_inputs_labels_for_multimodal(
+        self: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        past_key_values: Any,
+        labels: Tensor | None,
+        images: Sequence[Visual] | None,
+    ) -> Any:
+        """Modifications:
+        - The BalancedTokenizer makes the visual tokens, of frames at 1 fps, any number of them;
+          an image is one frame. All visual inputs of a prompt share its budget.
+        - The question is that of `bvllm_adapters.question.asking` or, outside of it, what the
+          first user turn of the prompt says, never an answer.
+        - Prompts without images, and padding on either side, come out as if run alone.
+
+        Args and returns: as the model's own method of this name.
+        """
+        if self.get_vision_tower() is None or is_text_alone(input_ids, images):
+            return super().prepare_inputs_labels_for_multimodal(  # type: ignore[misc]
+                input_ids, attention_mask, past_key_values, labels, images
+            )
+        assert images is not None
+        used = used_images(input_ids, attention_mask, len(images))
+        rows = placeholder_rows(input_ids, PLACEHOLDERS, attention_mask)
+        texts = {row: _question(self, input_ids, attention_mask, labels, row) for row in rows}
+        videos = [frames_of(i, *images[i]) for i in used]
+        tokens = self.balanced_tokenizer(
+            [frame_features(self, video.__getitem__, len(video)) for video in videos],
+            [texts[row] for row in rows],
+            prompts=rows,
+        )
+        attention_mask, embeds, labels = with_visual_tokens(
+            input_ids,
+            self.get_input_embeddings(),
+            [video.tokens for video in tokens],
+            attention_mask=attention_mask,
+            labels=labels,
+        )
+        if self.training:
+            # A gradient of zeros for weights that this batch has no use for: training on several
+            # devices waits for the gradient of every weight.
+            embeds = embeds + sum(
+                p.reshape(-1)[:0].sum() for p in self.balanced_tokenizer.parameters()
+            )
+        return None, attention_mask, past_key_values, embeds, labels
+
+    @torch.no_grad()
+    def generate(
+        self: Any,
+        inputs: Tensor | None = None,
+        images: Sequence[Visual] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Modifications:
+        - Prompts of a batch are padded on the left, whatever side they came padded on.
+        - `inputs_embeds` may be given instead of `inputs`.
+        """
+        from transformers import GenerationMixin
+
+        return GenerationMixin.generate(self, **prompts_to_continue(self, inputs, images, kwargs))
+
+
+class Videollama2Host:
+    """The host of the `Videollama2...ForCausalLM`; see `bvllm_adapters.hosts.Host`."""
+
+    api = 1
+    overrides: type = Overrides
+
+    def load(
+        self, folder: Path, *, dtype: torch.dtype, base: str | Path | None = None, **options: Any
+    ) -> Any:
+        """A whole checkpoint, or a LoRA or projector folder with what it was trained on as `base`
+        (by default, what its config says)."""
+        from bvllm_videollama2.weights import load
+
+        return load(folder, dtype=dtype, base=base, **options)
+
+    def processor(self, folder: Path) -> Videollama2Processor:
+        from bvllm_videollama2.preprocessing import Videollama2Processor
+
+        return Videollama2Processor.from_folder(folder)
+
+    def config(self, model: Any) -> BalancedTokenizerConfig:
+        """The paper's settings in this model's widths.
+
+        config.json's `mm_qformer_config` and `mm_qformer_vocab` give other Q-Formers.
+        """
+        from bvllm_videollama2.vision_tower import has_cls
+
+        tower = model.get_vision_tower()
+        if tower is None:
+            raise ValueError("model: got a language model alone, wanted one with a vision tower")
+        given = getattr(model.config, "mm_qformer_config", None) or {}
+        sizes = {ours: given[theirs] for theirs, ours in _QFORMER.items() if theirs in given}
+        if getattr(model.config, "mm_qformer_vocab", None) is not None:
+            sizes.setdefault("vocab_size", self.question_tokenizer(model, 256).vocab_size)
+        return BalancedTokenizerConfig(
+            vision_width=model.config.mm_hidden_size,
+            llm_width=model.config.hidden_size,
+            frame_feature="cls" if has_cls(tower.vision_tower) else "mean",
+            **sizes,
+        )
+
+    def question_tokenizer(self, model: Any, max_length: int) -> QuestionTokenizer:
+        """With the checkpoint's own vocabulary, if it brings one."""
+        name = getattr(model.config, "mm_qformer_vocab", None)
+        vocabulary = None if name is None else Path(str(model.name_or_path)) / name
+        return QuestionTokenizer(max_length, vocabulary)
+
+    def encode(self, model: Any, processor: Videollama2Processor, video: Video) -> FrameFeatures:
+        def read(indices: Tensor) -> Tensor:
+            return processor.pixels(video.frames[indices.cpu().numpy()])
+
+        seconds = torch.from_numpy(video.seconds)
+        return frame_features(model, read, len(seconds), seconds)
+
+    def answer(
+        self,
+        model: Any,
+        processor: Videollama2Processor,
+        question: str,
+        tokens: VisualTokens,
+        **generate: Any,
+    ) -> str:
+        """In upstream's prompt; greedy unless told otherwise."""
+        from transformers import GenerationMixin
+
+        embed = model.get_input_embeddings()
+        ids = processor.ids(processor.prompt(question, "video"), "video").to(embed.weight.device)
+        _, embeds, _ = with_visual_tokens(
+            ids, embed, [tokens.tokens], attention_mask=None, labels=None
+        )
+        settings = processor.settings(model) | generate
+        mask = torch.ones(embeds.shape[:2], dtype=torch.int64, device=embeds.device)
+        # Not the model's own generate(): upstream's takes no embeddings.
+        new = GenerationMixin.generate(model, inputs_embeds=embeds, attention_mask=mask, **settings)
+        text: str = processor.tokenizer.decode(new[0], skip_special_tokens=True)
+        return text.strip()
+
+
+def _question(
+    model: Any, input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor | None, row: int
+) -> str:
+    """What a prompt asks."""
+    text = asked()
+    if text is not None:
+        return text
+    return question_in(
+        input_ids[row],
+        _tokenizer_of(model),
+        attention_mask=None if attention_mask is None else attention_mask[row],
+        labels=None if labels is None else labels[row],
+    )
+
+
+def _tokenizer_of(model: Any) -> Any:
+    folder = str(getattr(model, "name_or_path", "") or "")
+    try:
+        return text_tokenizer(folder)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"name_or_path: got {folder!r} of the model, where no tokenizer is, so the question "
+            "cannot be read from the prompt; wanted its checkpoint folder, or "
+            "bvllm_adapters.question.asking(...) around the call"
+        ) from error

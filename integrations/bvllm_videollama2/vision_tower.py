@@ -1,0 +1,131 @@
+"""The frozen vision tower: CLIP or SigLIP, read at one of its inner layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionModel
+
+from bvllm_videollama2.configuration import TowerConfig, tower_config
+from bvllm_videollama2.preprocessing import image_processor_for
+
+
+def hidden_state(encoder: Any, pixels: Tensor, layer: int) -> Tensor:
+    """(B, 3, S, S) pixels -> (B, tokens, C) output of a layer: 0 the embeddings, -1 the last.
+
+    The layers are called one after the other, no further than needed. transformers' own
+    `output_hidden_states` is not used: it captures by hooks on the modules, which are set twice
+    on a tower inside of a language model that is asked for its hidden states too, and then
+    `hidden_states[-2]` is that of another layer.
+
+    Args:
+        encoder: a CLIPVisionModel or SiglipVisionModel, of whichever transformers 5.
+        pixels: are moved to where, and in what dtype, its weights are.
+
+    Raises:
+        ValueError: for pixels of another size.
+    """
+    vision = getattr(encoder, "vision_model", encoder)
+    size = vision.config.image_size
+    if pixels.dim() != 4 or pixels.shape[1:] != (3, size, size):
+        raise ValueError(f"pixels: got {tuple(pixels.shape)}, wanted (B, 3, {size}, {size})")
+    weight = vision.embeddings.patch_embedding.weight
+    hidden: Tensor = vision.embeddings(pixels.to(weight.device, weight.dtype))
+    if hasattr(vision, "pre_layrnorm"):  # CLIP
+        hidden = vision.pre_layrnorm(hidden)
+    layers = vision.encoder.layers
+    for i in range(range(len(layers) + 1)[layer]):
+        hidden = layers[i](hidden, attention_mask=None)
+    return hidden
+
+
+def has_cls(encoder: Any) -> bool:
+    """Whether the first of its tokens stands for the whole frame."""
+    vision = getattr(encoder, "vision_model", encoder)
+    return hasattr(vision.embeddings, "class_embedding")
+
+
+class VisionTower(nn.Module):
+    """Frames -> features of their patches; it never trains and keeps no graph.
+
+    Its weights are `vision_tower.vision_model....` as published, whether transformers' own class
+    has that level (before 5.1) or not.
+    """
+
+    def __init__(self, config: Any, encoder: nn.Module) -> None:
+        super().__init__()
+        self.select_layer = int(config.mm_vision_select_layer)
+        self.select_feature = getattr(config, "mm_vision_select_feature", "patch")
+        if self.select_feature not in ("patch", "cls_patch"):
+            raise ValueError(
+                f"mm_vision_select_feature: got {self.select_feature!r}, "
+                "wanted 'patch' or 'cls_patch'"
+            )
+        depth = int(encoder.config.num_hidden_layers)  # type: ignore[arg-type, union-attr]
+        if not -depth - 1 <= self.select_layer <= depth:
+            raise ValueError(
+                f"mm_vision_select_layer: got {self.select_layer}, "
+                f"wanted -{depth + 1} to {depth} of a tower of {depth} layers"
+            )
+        self.vision_tower = encoder if hasattr(encoder, "vision_model") else _Level(encoder)
+        self.requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) pixels -> (B, P, C), in the tower's dtype; with the CLS token first if
+        select_feature is "cls_patch"."""
+        tokens = hidden_state(self.vision_tower, images, self.select_layer)
+        cut = self.select_feature == "patch" and has_cls(self.vision_tower)
+        return tokens[:, 1:] if cut else tokens
+
+    @property
+    def config(self) -> TowerConfig:
+        config: TowerConfig = self.vision_tower.vision_model.config  # type: ignore[assignment, union-attr]
+        return config
+
+    @property
+    def image_processor(self) -> Any:
+        """Of the tower's usual pixels."""
+        return image_processor_for(self.config)
+
+    @property
+    def is_loaded(self) -> bool:
+        return True
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.config.hidden_size)
+
+
+class CLIPVisionTower(VisionTower):
+    """(B, 3, S, S) -> (B, P, C); the inner model has a CLS token before the patches."""
+
+
+class SiglipVisionTower(VisionTower):
+    """(B, 3, S, S) -> (B, P, C); no CLS token."""
+
+
+class _Level(nn.Module):
+    """The level `vision_model` in the names of published weights."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.vision_model = encoder
+
+
+def build_vision_tower(config: Any) -> VisionTower:
+    """The tower that a model's config names, with weights that are still to be loaded."""
+    sizes = tower_config(config)
+    if isinstance(sizes, CLIPVisionConfig):
+        return CLIPVisionTower(config, CLIPVisionModel(sizes))
+    return SiglipVisionTower(config, SiglipVisionModel(sizes))

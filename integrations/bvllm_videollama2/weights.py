@@ -1,0 +1,188 @@
+"""Published checkpoints of VideoLLaMA2: whole, LoRA, or a stage-1 projector alone.
+
+Weights go one by one from the file into a model without any, so two copies are never held.
+Every key is accounted for: known leftovers are passed over, anything else that does not fit is
+an error.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights  # type: ignore[import-untyped]
+from torch import Tensor
+from transformers import GenerationConfig
+
+from bvllm_adapters.checkpoint import (
+    CheckpointError,
+    Named,
+    load_strictly,
+    read_tensors,
+    weight_files,
+)
+from bvllm_adapters.hub import local_folder
+from bvllm_videollama2.configuration import tower_folder
+from bvllm_videollama2.experts import together
+from bvllm_videollama2.modeling import MODELS, Videollama2MetaForCausalLM
+
+log = logging.getLogger("bvllm_adapters")
+
+TOWER = "model.vision_tower.vision_tower."
+PROJECTOR_FILES = ("mm_projector.safetensors", "mm_projector.bin")
+NON_LORA_FILES = ("non_lora_trainables.safetensors", "non_lora_trainables.bin")
+LORA_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+
+# What old files hold that is computed today, and the text half of a whole CLIP or SigLIP.
+_LEFTOVER = re.compile(
+    r".*\.rotary_emb\.inv_freq|.*\.embeddings\.position_ids"
+    rf"|{re.escape(TOWER)}(text_model\..*|(text|visual)_projection\.weight|logit_(scale|bias))"
+)
+
+
+def load(
+    folder: Path, *, dtype: torch.dtype, base: str | Path | None = None
+) -> Videollama2MetaForCausalLM:
+    """The model of a published checkpoint folder, complete or an error.
+
+    Args:
+        folder: a whole checkpoint, a LoRA (adapter_config.json), or a projector (mm_projector.bin).
+        dtype: of all weights.
+        base: folder or hub id of what a LoRA or a projector was trained on; None: what its config
+            says.
+
+    Raises:
+        ValueError: naming the file and the keys that are missing, unexpected or misshapen.
+    """
+    lora = _first(folder, ("adapter_config.json",))
+    projector = None if lora else _first(folder, PROJECTOR_FILES)
+    if projector and _has_weights(folder):
+        projector = None  # a copy of what the whole checkpoint holds
+    model = empty_model(folder)
+    if lora or projector:
+        over = projector or _first(folder, NON_LORA_FILES)
+        replaced = {} if over is None else dict(_plain(read_tensors([over])))
+        whole = local_folder(_base(folder, base), "config.json")
+        tensors = chain(
+            replaced.items(),
+            ((k, v) for k, v in read_tensors(weight_files(whole)) if k not in replaced),
+        )
+    elif base is not None:
+        raise ValueError(f"base: got {base}, wanted None, as {folder} holds a whole model")
+    else:
+        tensors = chain(read_tensors(weight_files(folder)))
+    fill(model, tensors, dtype=dtype, source=str(folder))
+    if lora:
+        _merge_lora(model, folder, dtype)
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    model.eval()  # type: ignore[no-untyped-call]
+    return model
+
+
+def empty_model(folder: Path) -> Videollama2MetaForCausalLM:
+    """The model that config.json describes, its weights on the meta device."""
+    fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    names = fields.get("architectures") or ["none"]
+    if names[0] not in MODELS:
+        raise ValueError(f"architectures: got {names[0]} in {folder}, wanted one of {list(MODELS)}")
+    cls = MODELS[names[0]]
+    fields.pop("model_type", None)  # "videollama2" is an alias of "videollama2_mistral"
+    config = cls.config_class.from_dict(fields)  # type: ignore[union-attr]
+    config.name_or_path = str(folder)
+    # Buffers that no file holds (rotary frequencies) must be computed, so they are not left out.
+    with init_empty_weights(include_buffers=False):
+        return cls(config)
+
+
+def fill(
+    model: Videollama2MetaForCausalLM, tensors: Named, *, dtype: torch.dtype, source: str
+) -> None:
+    """Put published weights into an empty model; the tower's come from its folder if need be."""
+    tied = bool(model.config.tie_word_embeddings)
+    report = load_strictly(
+        model,
+        together(_with_tower(model, tensors)),
+        rename=lambda key: None if _LEFTOVER.fullmatch(key) else key,
+        dtype=dtype,
+        source=source,
+        optional=lambda key: tied and key == "lm_head.weight",
+    )
+    if tied:
+        model.tie_weights()
+    model.config.dtype = dtype
+    log.info("%s: %s", source, report)
+
+
+def _with_tower(model: Videollama2MetaForCausalLM, tensors: Named) -> Iterator[tuple[str, Tensor]]:
+    inside = model.get_vision_tower() is None
+    for key, tensor in tensors:
+        inside = inside or key.startswith(TOWER)
+        yield key, tensor
+    folder = None if inside else tower_folder(model.config)
+    if folder is not None:
+        for key, tensor in read_tensors(weight_files(folder)):
+            yield TOWER + key, tensor
+
+
+def _plain(tensors: Named) -> Iterator[tuple[str, Tensor]]:
+    """Names without what a PeftModel puts before them."""
+    for key, tensor in tensors:
+        key = key.removeprefix("base_model.")
+        yield key.removeprefix("model.") if key.startswith("model.model.") else key, tensor
+
+
+def _merge_lora(model: Videollama2MetaForCausalLM, folder: Path, dtype: torch.dtype) -> None:
+    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+
+    file = _first(folder, LORA_FILES)
+    if file is None:
+        raise CheckpointError(f"{folder}: got adapter_config.json, wanted {LORA_FILES} beside it")
+    weights = {key: tensor.to(dtype) for key, tensor in read_tensors([file])}
+    config = PeftConfig.from_pretrained(str(folder))
+    config.base_model_name_or_path = None  # the model is here, whatever it was called in training
+    if not any("vision_tower" in key for key in weights):
+        # Upstream put the LoRA in before there was a tower, whose layers have the same names.
+        config.exclude_modules = r".*(vision_tower|mm_projector).*"
+    trainable = {name: p.requires_grad for name, p in model.named_parameters()}
+    adapted: Any = get_peft_model(model, config)
+    ours = {k.replace(".default.", ".") for k in adapted.state_dict() if "lora_" in k}
+    missing, unexpected = sorted(ours - set(weights)), sorted(set(weights) - ours)
+    if missing or unexpected:
+        raise CheckpointError(f"{file}: missing {missing}, unexpected {unexpected}")
+    set_peft_model_state_dict(adapted, weights)
+    merged = adapted.merge_and_unload()
+    assert merged is model
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trainable[name])
+
+
+def _base(folder: Path, base: str | Path | None) -> str | Path:
+    if base is not None:
+        return base
+    for file, key in (
+        ("adapter_config.json", "base_model_name_or_path"),
+        ("config.json", "_name_or_path"),
+    ):
+        if (folder / file).is_file():
+            name = json.loads((folder / file).read_text(encoding="utf-8")).get(key)
+            if name:
+                return folder / name if (folder / name).is_dir() else str(name)
+    raise ValueError(f"base: got None, and {folder} does not say what it was trained on")
+
+
+def _first(folder: Path, names: tuple[str, ...]) -> Path | None:
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def _has_weights(folder: Path) -> bool:
+    try:
+        return bool(weight_files(folder))
+    except CheckpointError:
+        return False

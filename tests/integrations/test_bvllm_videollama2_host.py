@@ -1,0 +1,489 @@
+"""Wrapped: our port, and a model object with upstream's class, attribute and method names."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig, CLIPVisionModel, Qwen2ForCausalLM
+
+import bvllm_adapters as bvllm
+from bvllm_adapters.question import asking
+from bvllm_adapters.testing import check_budget
+from bvllm_videollama2 import HOST, frame_features
+from bvllm_videollama2.tiny import tiny_checkpoint, tiny_model
+
+SERVED_BY = "bvllm_videollama2:HOST"
+QUESTION = "what is taped to the wall?"
+R = 32  # visual tokens of a frame, the default
+SETTINGS: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
+
+
+class UpstreamTower(nn.Module):
+    """The tower as upstream's object has it."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.vision_tower = CLIPVisionModel(CLIPVisionConfig(**config.mm_vision_config))
+        self.select_layer, self.select_feature = config.mm_vision_select_layer, "patch"
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        states = self.vision_tower(images, output_hidden_states=True).hidden_states
+        return states[self.select_layer][:, 1:]
+
+
+class Videollama2Qwen2ForCausalLM(Qwen2ForCausalLM):
+    """Stands for upstream's live object: names and conventions, the least of what they do."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.model.vision_tower = UpstreamTower(config)
+        self.model.mm_projector = nn.Linear(config.mm_hidden_size, config.hidden_size)
+
+    def get_model(self) -> Any:
+        return self.model
+
+    def get_vision_tower(self) -> Any:
+        return self.model.vision_tower
+
+    def prepare_inputs_labels_for_multimodal(
+        self, input_ids: Any, attention_mask: Any, past_key_values: Any, labels: Any, images: Any
+    ) -> Any:
+        if images is None or input_ids.shape[1] == 1:
+            return input_ids, attention_mask, past_key_values, None, labels
+        (video, _), (ids,) = images[0], input_ids
+        place = int((ids < 0).nonzero())
+        features = self.model.mm_projector(self.model.vision_tower(video).mean(dim=0))
+        words = self.model.embed_tokens(ids.clamp_min(0))
+        embeds = torch.cat([words[:place], features, words[place + 1 :]])[None]
+        return None, torch.ones(embeds.shape[:2]), past_key_values, embeds, labels
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        position_ids: Any = None,
+        past_key_values: Any = None,
+        inputs_embeds: Any = None,
+        labels: Any = None,
+        images: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        if inputs_embeds is None:
+            input_ids, attention_mask, past_key_values, inputs_embeds, labels = (
+                self.prepare_inputs_labels_for_multimodal(
+                    input_ids, attention_mask, past_key_values, labels, images
+                )
+            )
+        return super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            labels=labels,
+        )
+
+    @torch.no_grad()
+    def generate(self, inputs: Any = None, images: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]
+        if "inputs_embeds" in kwargs:
+            raise NotImplementedError
+        _, mask, _, embeds, _ = self.prepare_inputs_labels_for_multimodal(
+            input_ids=inputs,
+            attention_mask=kwargs.pop("attention_mask", None),
+            past_key_values=None,
+            labels=None,
+            images=images,
+        )
+        embeds = self.model.embed_tokens(inputs) if embeds is None else embeds
+        return super().generate(attention_mask=mask, inputs_embeds=embeds, **kwargs)
+
+
+def inner(model: Any) -> Any:
+    """The modules of the tower, whether transformers has a level more or less."""
+    encoder = model.get_vision_tower().vision_tower
+    return getattr(encoder, "vision_model", encoder)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tiny_checkpoint(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def processor(folder: Path) -> Any:
+    return HOST.processor(folder)
+
+
+@pytest.fixture(scope="module")
+def models(folder: Path) -> dict[str, Any]:
+    port = HOST.load(folder, dtype=torch.float32)
+    torch.manual_seed(1)
+    upstream = Videollama2Qwen2ForCausalLM(port.config).eval()
+    inner(upstream).load_state_dict(inner(port).state_dict())
+    return {"port": port, "upstream": upstream}
+
+
+@pytest.fixture(params=["port", "upstream"])
+def plain(models: dict[str, Any], request: pytest.FixtureRequest) -> Any:
+    return copy.deepcopy(models[request.param])
+
+
+def wrap(model: Any, **options: Any) -> Any:
+    torch.manual_seed(2)
+    return bvllm.wrap(model, host=SERVED_BY, **options)
+
+
+@pytest.fixture
+def wrapped(plain: Any) -> Any:
+    return wrap(plain, max_tokens=48)
+
+
+def video(frames: int, seed: int = 0) -> tuple[Tensor, str]:
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randn(frames, 3, 56, 56, generator=draw), "video"
+
+
+def prompt(processor: Any, text: str = QUESTION, kind: str = "video") -> Tensor:
+    ids: Tensor = processor.ids(processor.prompt(text, kind), kind)
+    return ids
+
+
+def embeds(model: Any, ids: Tensor, images: Any, labels: Any = None, mask: Any = None) -> Tensor:
+    found: Tensor = model.prepare_inputs_labels_for_multimodal(ids, mask, None, labels, images)[3]
+    return found
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("frames", [1, 3, 40])
+def test_frames_of_any_number_within_the_budget(wrapped: Any, processor: Any, frames: int) -> None:
+    ids = prompt(processor)
+    tokens = embeds(wrapped, ids, [video(frames)]).shape[1] - (ids.shape[1] - 1)
+    assert tokens == min(48, frames * R)
+    logits = wrapped(input_ids=ids, images=[video(frames)]).logits
+    assert logits.shape[1] == ids.shape[1] - 1 + tokens
+    if frames > 1:
+        changed = [(video(frames)[0].flip(0), "video")]
+        assert not torch.equal(wrapped(input_ids=ids, images=changed).logits, logits)
+
+
+@torch.no_grad()
+def test_all_visual_inputs_of_a_prompt_share_its_budget(wrapped: Any, processor: Any) -> None:
+    ids = torch.cat([torch.tensor([[-200]]), prompt(processor)], dim=1)
+    image = (video(1)[0], "image")
+    assert embeds(wrapped, ids, [image, video(9)]).shape[1] == ids.shape[1] - 2 + 48
+
+
+@torch.no_grad()
+def test_an_image_is_one_frame_however_it_comes(wrapped: Any, processor: Any) -> None:
+    ids = prompt(processor, kind="image")
+    image = video(1)[0]
+    ways = [image[0], image, image.expand(8, -1, -1, -1), image.repeat(8, 1, 1, 1)]
+    found = [embeds(wrapped, ids, [(way, "image")]) for way in ways]
+    assert found[0].shape[1] == ids.shape[1] - 1 + R
+    assert all(torch.equal(one, found[0]) for one in found)
+
+
+@torch.no_grad()
+def test_the_question_is_read_from_the_prompt_unless_it_is_said(
+    wrapped: Any, processor: Any
+) -> None:
+    ids, other = prompt(processor), prompt(processor, "where is the dog?")
+    read = embeds(wrapped, ids, [video(9)])
+    with asking(QUESTION):
+        assert torch.equal(embeds(wrapped, ids, [video(9)]), read)
+        from_other_prompt = embeds(wrapped, other, [video(9)])
+    length, start = 48, int((ids[0] == -201).nonzero())
+    visual = slice(start, start + length)
+    assert torch.equal(from_other_prompt[:, visual], read[:, visual])
+    assert not torch.equal(embeds(wrapped, other, [video(9)])[:, visual], read[:, visual])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("turns", [1, 2])
+def test_answers_never_change_visual_tokens(wrapped: Any, processor: Any, turns: int) -> None:
+    question = prompt(processor)[0]
+    say = processor.tokenizer
+
+    def visual(answer: str, later: str) -> Tensor:
+        ids, labels = [question], [torch.full_like(question, -100)]
+        for turn in range(turns):
+            if turn:
+                more = torch.tensor(say(f"<|im_start|>user\n{later}<|im_end|>\n")["input_ids"])
+                ids, labels = [*ids, more], [*labels, torch.full_like(more, -100)]
+            said = torch.tensor(say(f"{answer}<|im_end|>")["input_ids"])
+            ids, labels = [*ids, said], [*labels, said]
+        found = embeds(wrapped, torch.cat(ids)[None], [video(9)], torch.cat(labels)[None])
+        return found[:, : len(question) + 47]
+
+    assert torch.equal(visual("a banana", "why?"), visual("no dog", "who did it?"))
+
+
+@torch.no_grad()
+def test_unwrapping_gives_the_model_back(plain: Any, processor: Any) -> None:
+    ids, text = prompt(processor), prompt(processor, kind="text")
+    keys = list(plain.state_dict())
+
+    def outputs() -> list[Tensor]:
+        return [
+            plain(input_ids=ids, images=[video(8)]).logits,
+            plain.generate(ids, images=[video(8)], **SETTINGS),
+            plain(input_ids=text).logits,
+            plain.generate(text, **SETTINGS),
+        ]
+
+    before = outputs()
+    wrap(plain, max_tokens=48)
+    during = outputs()
+    assert not torch.equal(during[0][:, -1], before[0][:, -1])
+    assert torch.equal(during[2], before[2]) and torch.equal(during[3], before[3])
+    bvllm.unwrap(plain)
+    assert all(torch.equal(one, other) for one, other in zip(outputs(), before, strict=True))
+    assert list(plain.state_dict()) == keys
+
+
+@torch.no_grad()
+def test_an_adapter_goes_onto_a_fresh_copy(plain: Any, processor: Any, tmp_path: Path) -> None:
+    fresh = copy.deepcopy(plain)
+    ids = prompt(processor)
+    expected = embeds(wrap(plain, max_tokens=48), ids, [video(9)])
+    bvllm.save_adapter(plain, tmp_path)
+    bvllm.wrap(fresh, adapter=tmp_path, host=SERVED_BY)
+    assert torch.equal(embeds(fresh, ids, [video(9)]), expected)
+
+
+@torch.no_grad()
+def test_a_wrapped_model_is_saved_with_its_adapter(
+    models: dict[str, Any], processor: Any, tmp_path: Path
+) -> None:
+    model, ids = wrap(copy.deepcopy(models["port"]), max_tokens=48), prompt(processor)
+    model.save_pretrained(tmp_path)
+    processor.tokenizer.save_pretrained(tmp_path)
+    loaded = bvllm.load(tmp_path, host=SERVED_BY)
+    expected = embeds(model, ids, [video(9)])
+    assert torch.equal(embeds(loaded, ids, [video(9)]), expected)
+    assert set(bvllm.unwrap(loaded).state_dict()) == set(models["port"].state_dict())
+
+
+@torch.no_grad()
+def test_a_batch_equals_its_prompts_run_alone(wrapped: Any, processor: Any) -> None:
+    """Padded on either side, mixed with text, with and without upstream's dummy image for it."""
+    rows = [
+        (prompt(processor)[0], video(9)),
+        (prompt(processor, "why?")[0], video(2, seed=1)),
+        (prompt(processor, "how are you today?", "text")[0], None),
+    ]
+    length = max(len(ids) for ids, _ in rows)
+    alone = [
+        wrapped(input_ids=ids[None], images=shown and [shown]).logits[0] for ids, shown in rows
+    ]
+    said = [wrapped.generate(i[None], images=s and [s], **SETTINGS)[0] for i, s in rows]
+    images = [shown for _, shown in rows if shown]
+    dummy = (torch.zeros(3, 56, 56), "image")
+    for side in ("left", "right"):
+        ids = nn.utils.rnn.pad_sequence(
+            [ids for ids, _ in rows], batch_first=True, padding_side=side
+        )
+        mask = nn.utils.rnn.pad_sequence(
+            [torch.ones_like(ids) for ids, _ in rows], batch_first=True, padding_side=side
+        )
+        assert ids.shape[1] == length
+        for given in (images, [*images, dummy]):
+            spliced = wrapped.prepare_inputs_labels_for_multimodal(ids, mask, None, None, given)
+            logits = wrapped(input_ids=ids, attention_mask=mask, images=given).logits
+            for row, expected in enumerate(alone):
+                torch.testing.assert_close(
+                    logits[row, spliced[1][row].bool()], expected, rtol=0, atol=1e-4
+                )
+        generated = wrapped.generate(ids, images=images, attention_mask=mask, **SETTINGS)
+        assert all(torch.equal(one, other) for one, other in zip(generated, said, strict=True))
+
+
+@torch.no_grad()
+def test_steps_of_generation_are_left_alone(wrapped: Any, processor: Any) -> None:
+    step = torch.tensor([[7]])
+    for images in (None, [video(9)]):
+        found = wrapped.prepare_inputs_labels_for_multimodal(step, None, "cache", None, images)
+        assert found[0] is step and found[2] == "cache" and found[3] is None
+    ids = prompt(processor)
+    cached = wrapped.generate(ids, images=[video(9)], **SETTINGS)
+    spliced = embeds(wrapped, ids, [video(9)])
+    for token in cached[0]:
+        assert wrapped(inputs_embeds=spliced).logits[0, -1].argmax() == token
+        spliced = torch.cat([spliced, wrapped.get_input_embeddings()(token[None, None])], dim=1)
+
+
+# peft 0.21 asks for an attribute that transformers 5.23 has given another name.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@torch.no_grad()
+def test_a_peft_model_is_wrapped_through_its_base(plain: Any, processor: Any) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    ids = prompt(processor)
+    lora = LoraConfig(target_modules=["q_proj"], exclude_modules=".*vision_tower.*")
+    lora.base_model_name_or_path = None
+    model: Any = get_peft_model(plain, lora).eval()
+    wrap(model, max_tokens=48)
+    assert model(input_ids=ids, images=[video(9)]).logits.shape[1] == ids.shape[1] - 1 + 48
+    assert model.generate(inputs=ids, images=[video(9)], **SETTINGS).shape == (1, 6)
+
+
+def test_gradients_reach_the_tokenizer_and_every_weight_gets_one(
+    wrapped: Any, processor: Any
+) -> None:
+    ids = prompt(processor)
+    wrapped.train()
+    wrapped(input_ids=ids, labels=ids.clamp_min(0), images=[video(9)]).loss.backward()
+    grads = [p.grad for p in wrapped.balanced_tokenizer.parameters()]
+    assert all(grad is not None for grad in grads)
+    assert sum(float(grad.abs().sum()) > 0 for grad in grads) > len(grads) / 2
+    assert all(p.grad is None for p in wrapped.get_vision_tower().parameters())
+    wrapped.zero_grad()
+    text, dummy = prompt(processor, kind="text"), (torch.zeros(3, 56, 56), "image")
+    wrapped(input_ids=text, labels=text, images=[dummy]).loss.backward()
+    grads = [p.grad for p in wrapped.balanced_tokenizer.parameters()]
+    assert all(grad is not None and not grad.any() for grad in grads)
+
+
+@torch.no_grad()
+def test_long_videos_give_the_same_without_keeping_patches(
+    wrapped: Any, processor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = prompt(processor)
+    kept = embeds(wrapped, ids, [video(40)])
+    monkeypatch.setattr(frame_features, "KEEP", 10)
+    torch.testing.assert_close(embeds(wrapped, ids, [video(40)]), kept, rtol=0, atol=1e-4)
+
+
+def test_a_tower_without_cls_is_read_by_its_mean() -> None:
+    model: Any = tiny_model(tower="siglip", projector="linear")
+    assert HOST.config(model).frame_feature == "mean"
+    wrap(model, max_tokens=48)
+    pixels, _ = video(5)
+    patches = model.get_vision_tower()(pixels)
+    for how, wanted in (
+        ("mean", patches.mean(1)),
+        ("cls", patches.mean(1)),
+        ("max", patches.amax(1)),
+    ):
+        config = replace(model.balanced_tokenizer.config, frame_feature=how)
+        model.balanced_tokenizer.config = config
+        features = frame_features.frame_features(model, pixels.__getitem__, 5)
+        torch.testing.assert_close(features.cls, wanted)
+        torch.testing.assert_close(features.patches, patches)
+
+
+@torch.no_grad()
+def test_a_frame_is_its_cls_token_at_the_hosts_layer(wrapped: Any) -> None:
+    pixels, _ = video(5)
+    features = frame_features.frame_features(wrapped, pixels.__getitem__, 5)
+    torch.testing.assert_close(features.patches, wrapped.get_vision_tower()(pixels))
+    vision = inner(wrapped)
+    layers: list[Tensor] = []
+    hook = vision.encoder.layers[-2].register_forward_hook(lambda m, a, out: layers.append(out))
+    vision(pixels)
+    hook.remove()
+    torch.testing.assert_close(features.cls, layers[0][:, 0])
+    assert HOST.config(wrapped).frame_feature == "cls"
+
+
+def test_asking(wrapped: Any, processor: Any) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (11, 40, 64, 3), dtype=np.uint8)
+    answer = bvllm.ask(wrapped, frames, QUESTION, processor=processor, max_new_tokens=5)
+    assert answer.text and answer.trace.frames_decoded == 11
+    check_budget([answer.trace.num_tokens], 48)
+    ids, pixels = prompt(processor), processor.pixels(frames)
+    said = wrapped.generate(
+        ids, images=[(pixels, "video")], max_new_tokens=5, **processor.settings(wrapped)
+    )
+    assert answer.text == processor.tokenizer.decode(said[0], skip_special_tokens=True).strip()
+    image = bvllm.ask(wrapped, frames[0], "", max_new_tokens=2)  # processor: beside the checkpoint
+    assert image.trace.frames_decoded == 1 and image.trace.num_tokens == R
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(folder: Path, processor: Any, dtype: torch.dtype) -> None:
+    model = wrap(HOST.load(folder, dtype=dtype), max_tokens=48)
+    assert model.balanced_tokenizer.dtype == dtype
+    ids = prompt(processor)
+    found = embeds(model, ids, [video(9)])
+    assert found.dtype == dtype and found.isfinite().all()
+    assert model.generate(ids, images=[video(9)], **SETTINGS).shape == (1, 6)
+
+
+@torch.no_grad()
+def test_a_vocabulary_that_the_checkpoint_brings(
+    models: dict[str, Any], processor: Any, tmp_path: Path, folder: Path
+) -> None:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "what", "is", "?"]
+    model = copy.deepcopy(models["port"])
+    model.config.mm_qformer_vocab = str(tmp_path / "vocab.txt")
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    assert HOST.config(model).vocab_size == len(words) + 1  # and "[DEC]"
+    wrap(model, max_tokens=48)
+    seen: list[Any] = []
+    read = model.balanced_tokenizer.frame_selector
+    read.register_forward_pre_hook(lambda m, args: seen.append(args[1].tolist()))
+    embeds(model, prompt(processor, "what is taped?"), [video(3)])
+    assert seen == [[2, 4, 5, 1, 6, 3]]
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (
+            [],
+            r"images: got 0, wanted one for each of the 1 placeholders \(and one for each of the 0",
+        ),
+        ([video(2), video(2)], r"images: got 2, wanted one for each of the 1 placeholders"),
+        (None, r"images: got None, wanted one for each of the 1 placeholders"),
+        (
+            [(torch.zeros(2, 3, 56, 56, dtype=torch.uint8), "video")],
+            r"images\[0\]: got torch.uint8",
+        ),
+        ([(torch.zeros(0, 3, 56, 56), "video")], r"images\[0\]: got .*at least one frame"),
+        ([(torch.zeros(2, 3, 55, 56), "video")], r"pixels: got .*, wanted \(B, 3, 56, 56\)"),
+        ([(torch.full((1, 3, 56, 56), torch.nan), "image")], r"images\[0\]: got NaN or inf"),
+    ],
+)
+def test_images_that_do_not_fit(wrapped: Any, processor: Any, images: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        wrapped(input_ids=prompt(processor), images=images)
+
+
+def test_without_a_tokenizer_the_question_must_be_said(wrapped: Any, processor: Any) -> None:
+    wrapped.name_or_path = "/nowhere"
+    with pytest.raises(ValueError, match=r"name_or_path: got '/nowhere' .* wanted .*asking"):
+        wrapped(input_ids=prompt(processor), images=[video(2)])
+    with asking(QUESTION):
+        wrapped(input_ids=prompt(processor), images=[video(2)])
+
+
+def test_a_language_model_alone_is_not_wrapped() -> None:
+    with pytest.raises(ValueError, match="model: got a language model alone"):
+        HOST.config(tiny_model(mm_vision_tower=None))
+
+
+def test_embeddings_or_ids_not_both(wrapped: Any, processor: Any) -> None:
+    ids = prompt(processor, kind="text")
+    with pytest.raises(ValueError, match="inputs_embeds: got it beside inputs"):
+        wrapped.generate(ids, inputs_embeds=torch.zeros(1, 2, 64))
+
+
+def test_importing_the_host_imports_no_model() -> None:
+    code = (
+        "import sys, bvllm_videollama2; "
+        "print(sorted({'transformers', 'timm', 'peft', 'accelerate'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
