@@ -2,50 +2,95 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from bvllm_adapters.features import VisualTokens
 
-_ledger: ContextVar[dict[str, float] | None] = ContextVar("bvllm_ledger", default=None)
+_seconds: ContextVar[dict[str, float] | None] = ContextVar("bvllm_seconds", default=None)
+_peaks: ContextVar[dict[str, int] | None] = ContextVar("bvllm_peaks", default=None)
 
 
 @contextmanager
 def ledger() -> Iterator[dict[str, float]]:
     """Seconds per `stage` of what runs inside, in this thread; stages that recur add up."""
     seconds: dict[str, float] = {}
-    token = _ledger.set(seconds)
+    token = _seconds.set(seconds)
     try:
         yield seconds
     finally:
-        _ledger.reset(token)
+        _seconds.reset(token)
+
+
+@contextmanager
+def peak_memory() -> Iterator[dict[str, int]]:
+    """Peak bytes per `stage` of what runs inside, in this thread: allocated on the CUDA device
+    if one is in use, else resident of the whole process."""
+    peaks: dict[str, int] = {}
+    token = _peaks.set(peaks)
+    try:
+        yield peaks
+    finally:
+        _peaks.reset(token)
 
 
 @contextmanager
 def stage(name: str) -> Iterator[None]:
-    """Book the time of what runs inside under `name`, if a `ledger` is open."""
-    seconds = _ledger.get()
-    if seconds is None:
+    """Book what runs inside under `name`, if a `ledger` or `peak_memory` is open.
+
+    Stages do not nest: the inner one would be counted twice.
+    """
+    seconds, peaks = _seconds.get(), _peaks.get()
+    if seconds is None and peaks is None:
         yield
         return
     _wait_for_device()
+    if peaks is not None:
+        _forget_peak()
     begin = time.perf_counter()
     try:
         yield
     finally:
         _wait_for_device()
-        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - begin
+        if seconds is not None:
+            seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - begin
+        if peaks is not None:
+            peaks[name] = max(peaks.get(name, 0), _peak())
 
 
 def _wait_for_device() -> None:
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
+
+
+def _forget_peak() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        # Linux starts its high-water mark anew; elsewhere it is that of the process so far.
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak() -> int:
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    except (OSError, IndexError):
+        import resource  # not on Windows
+
+        unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ import numpy as np
 import torch
 
 import bvllm_adapters as bvllm
-from bvllm_adapters.trace import ledger, stage
+from bvllm_adapters.trace import ledger, peak_memory, stage
 from bvllm_videollama2 import HOST
 from bvllm_videollama2.preprocessing import frame_indices
 
@@ -54,8 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def compare(model: Any, processor: Any, given: argparse.Namespace) -> None:
     """Print the answer, visual tokens, seconds and memory of the host alone, then wrapped."""
-    forget_peak()
-    with torch.inference_mode(), ledger() as seconds:
+    with torch.inference_mode(), ledger() as seconds, peak_memory() as peaks:
         with stage("decode"):
             frames = host_frames(given.video, processor.num_frames)
         with stage("encode"):
@@ -71,24 +69,32 @@ def compare(model: Any, processor: Any, given: argparse.Namespace) -> None:
                 **processor.settings(model),
             )
     text = processor.tokenizer.decode(said[0], skip_special_tokens=True)
-    report("alone", text, len(frames), prompt.shape[1] - (ids.shape[1] - 1), seconds)
+    report("alone", text, len(frames), prompt.shape[1] - (ids.shape[1] - 1), seconds, peaks)
 
-    forget_peak()
     setup = {"adapter": given.adapter} if given.adapter else {}
     bvllm.wrap(model, max_tokens=given.max_tokens, host="bvllm_videollama2:HOST", **setup)
-    answer = bvllm.ask(
-        model, given.video, given.question, processor=processor,
-        max_new_tokens=given.max_new_tokens,
-    )  # fmt: skip
+    with peak_memory() as peaks:
+        answer = bvllm.ask(
+            model, given.video, given.question, processor=processor,
+            max_new_tokens=given.max_new_tokens,
+        )  # fmt: skip
     trace = answer.trace
-    report("wrapped", answer.text, trace.frames_decoded, trace.num_tokens, trace.seconds)
+    report("wrapped", answer.text, trace.frames_decoded, trace.num_tokens, trace.seconds, peaks)
 
 
-def report(name: str, text: str, frames: int, tokens: int, seconds: dict[str, float]) -> None:
+def report(
+    name: str,
+    text: str,
+    frames: int,
+    tokens: int,
+    seconds: dict[str, float],
+    peaks: dict[str, int],
+) -> None:
     print(f"{name}\n  answer   {text.strip()!r}")
     print(f"  frames   {frames}\n  tokens   {tokens} visual tokens")
     print("  seconds  " + ", ".join(f"{what} {time:.3f}" for what, time in seconds.items()))
-    print(f"  memory   {peak()}\n")
+    memory = ", ".join(f"{what} {peak / 2**20:.0f}" for what, peak in peaks.items())
+    print(f"  peak MiB {memory}\n")
 
 
 def host_frames(video: Path, num_frames: int) -> np.ndarray[Any, Any]:
@@ -107,21 +113,6 @@ def tiny(folder: Path) -> Path:
 
     tiny_checkpoint(folder)
     return folder
-
-
-def forget_peak() -> None:
-    if torch.cuda.is_initialized():
-        torch.cuda.reset_peak_memory_stats()
-
-
-def peak() -> str:
-    if torch.cuda.is_initialized():
-        return f"{torch.cuda.max_memory_allocated() / 2**20:.0f} MiB of GPU memory at most"
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes
-    import resource  # not on Windows
-
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return f"{used / 2**20:.0f} MiB of the process at most, so far"
 
 
 if __name__ == "__main__":

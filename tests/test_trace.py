@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 
+import pytest
 import torch
 
 from bvllm_adapters import Selection, VisualTokens
-from bvllm_adapters.trace import Trace, ledger, stage
+from bvllm_adapters.trace import Trace, ledger, peak_memory, stage
 
 
 def test_stages_add_up_and_cost_nothing_outside_a_ledger():
@@ -22,6 +24,20 @@ def test_stages_add_up_and_cost_nothing_outside_a_ledger():
         pass
     assert list(seconds) == ["sleep", "nothing"]
     assert seconds["sleep"] >= 0.04 > seconds["nothing"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux resets its mark")
+def test_peak_memory_is_that_of_its_stage():
+    with peak_memory() as peaks, ledger() as seconds:
+        with stage("before"):
+            pass
+        with stage("large"):
+            torch.zeros(64 * 2**20 // 4).fill_(1)  # 64 MiB, given back at once
+        with stage("after"):
+            pass
+    assert list(peaks) == list(seconds) == ["before", "large", "after"]
+    assert peaks["large"] >= peaks["before"] + 50 * 2**20
+    assert peaks["large"] >= peaks["after"] + 50 * 2**20
 
 
 def test_a_stage_that_fails_is_booked():

@@ -35,7 +35,7 @@ def test_without_a_checkpoint(example: Any, capsys: pytest.CaptureFixture[str]) 
     assert int(wrapped) in range(32, 193, 32)  # 32 for each of 6 frames that were not merged
     for stage in ("decode", "encode", "select", "sample", "fit budget", "project", "answer"):
         assert re.search(rf"seconds .*{stage} \d+\.\d+", out)
-    assert len(re.findall(r"memory +\d+ MiB", out)) == 2
+    assert len(re.findall(r"peak MiB decode \d+, .*answer \d+", out)) == 2
 
 
 def test_with_a_checkpoint_and_a_budget(
