@@ -304,8 +304,13 @@ def _wrapped_class(cls: Any, host: Any) -> Any:
 
 def _beside_embeddings(tokenizer: nn.Module, base: nn.Module) -> nn.Module:
     """Moved to where, and in what dtype, the language model embeds its words."""
-    weight = base.get_input_embeddings().weight  # type: ignore[operator]
-    return tokenizer.to(weight.device, weight.dtype)
+    embeddings = base.get_input_embeddings()  # type: ignore[operator]
+    # Weights that accelerate has offloaded are on no device; its hook knows where they run.
+    hook = getattr(embeddings, "_hf_hook", None)
+    device = getattr(hook, "execution_device", None)
+    return tokenizer.to(
+        embeddings.weight.device if device is None else device, embeddings.weight.dtype
+    )
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from peft import LoraConfig, get_peft_model
 
 import bvllm_adapters as bvllm
@@ -214,6 +215,27 @@ def test_dtype_and_training_mode_follow_the_model(acme):
     model = bvllm.wrap(acme.tiny_model().to(torch.bfloat16).train(), max_tokens=10)
     assert model.balanced_tokenizer.dtype == torch.bfloat16
     assert model.balanced_tokenizer.training
+
+
+def test_offloaded_weights(acme):
+    """As under device_map: the embeddings' weights are on the meta device between calls."""
+    wanted = run(bvllm.wrap(acme.tiny_model(), max_tokens=6), acme).shape
+    model = acme.tiny_model()
+    cpu_offload(model, execution_device="cpu")
+    assert model.get_input_embeddings().weight.is_meta
+    bvllm.wrap(model, max_tokens=6)
+    assert {p.device.type for p in model.balanced_tokenizer.parameters()} == {"cpu"}
+    assert run(model, acme).shape == wanted
+
+
+def test_packed_weights(acme):
+    """As with 4-bit weights, which are uint8: the tokenizer takes the embeddings' dtype."""
+    model = acme.tiny_model().to(torch.bfloat16)
+    packed = torch.zeros(4, dtype=torch.uint8)
+    for layer in model.language_model.model.layers:
+        layer.mlp.down_proj.weight = torch.nn.Parameter(packed, requires_grad=False)
+    bvllm.wrap(model, max_tokens=6)
+    assert {p.dtype for p in model.balanced_tokenizer.parameters()} == {torch.bfloat16}
 
 
 # peft asks transformers for a name that transformers is about to change.
