@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,7 +63,8 @@ def read_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
                     for key in tensors.keys():
                         yield key, tensors.get_tensor(key)
             else:
-                state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+                mapped = zipfile.is_zipfile(file)  # torch's format of before 1.6 is none
+                state = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
                 while state:
                     key = next(iter(state))
                     yield key, state.pop(key)
@@ -122,10 +124,9 @@ def load_strictly(
         CheckpointError: a key is missing, unexpected, double or of another shape; lists them.
     """
     slots: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    kept = set(model.state_dict())
     slots |= {
-        name: value
-        for name, value in model.named_buffers(remove_duplicate=False)
-        if name in model.state_dict()
+        name: value for name, value in model.named_buffers(remove_duplicate=False) if name in kept
     }
     report = KeyReport()
     for key, tensor in tensors:

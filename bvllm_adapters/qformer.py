@@ -155,9 +155,8 @@ class QFormer(nn.Module):
         self._check(queries, visual, text_ids, text_mask, visual_mask)
         text = None
         if text_ids is not None and text_ids.shape[1] > 0:
-            length = text_ids.shape[1]
-            text = self.word_embeddings(text_ids) + self.position_embeddings.weight[:length]
-            text = self.norm(text)
+            places = torch.arange(text_ids.shape[1], device=text_ids.device)
+            text = self.norm(self.word_embeddings(text_ids) + self.position_embeddings(places))
         queries = self.norm(queries)
 
         mask = None

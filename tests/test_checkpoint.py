@@ -47,6 +47,13 @@ def test_every_layout_is_read_into_a_model_on_the_meta_device(tmp_path, layout):
         assert torch.equal(value, state[key])
 
 
+def test_torchs_old_format_is_read(tmp_path):
+    state = model().state_dict()
+    torch.save(state, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    read = dict(read_tensors(weight_files(tmp_path)))
+    assert all(torch.equal(read[key], value) for key, value in state.items())
+
+
 def test_safetensors_go_before_pickles(tmp_path):
     write(tmp_path, ("single", ".bin"), model().state_dict())
     write(tmp_path, ("single", ".safetensors"), model().state_dict())

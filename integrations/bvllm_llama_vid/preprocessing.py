@@ -1,0 +1,128 @@
+"""What goes into the model: prompts as ids, frames as pixels, in upstream's form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import transformers
+from PIL import Image
+from torch import Tensor
+from transformers import CLIPImageProcessor
+
+from bvllm_llama_vid.configuration import LlavaConfig, clip_config, eva_sizes, is_eva
+from bvllm_llama_vid.prompt_tokenizer import IMAGE_TOKEN, PromptTokenizer
+
+SYSTEM = (  # of vicuna_v1, with which the published models were trained
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@lru_cache(maxsize=8)
+def tokenizer_of(folder: Path) -> PromptTokenizer:
+    """The tokenizer of a checkpoint folder, read once."""
+    return PromptTokenizer.load(folder, read_config(folder))
+
+
+def read_config(folder: Path) -> LlavaConfig:
+    """config.json of a checkpoint folder, which it remembers."""
+    config: LlavaConfig = LlavaConfig.from_pretrained(folder, local_files_only=True)
+    config._name_or_path = str(folder)
+    return config
+
+
+@dataclass(frozen=True, eq=False)
+class LlamaVidProcessor:
+    """Tokenizer and image processor of a checkpoint.
+
+    Args:
+        image_processor: transformers' CLIPImageProcessor, the one that works on PIL images.
+        pad_images: whether images are made square before they are cropped, as in training.
+        system: how a conversation begins.
+    """
+
+    tokenizer: PromptTokenizer
+    image_processor: Any
+    pad_images: bool = False
+    system: str = SYSTEM
+
+    @classmethod
+    def load(cls, folder: Path) -> LlamaVidProcessor:
+        config = read_config(folder)
+        return cls(
+            tokenizer_of(folder),
+            image_processor_of(config, folder),
+            pad_images=getattr(config, "image_aspect_ratio", None) == "pad",
+        )
+
+    def prompt(self, *turns: str) -> str:
+        """A conversation of questions and answers in turn, up to where the next answer begins.
+
+        The first question is asked about the visual input; a question may hold `<image>` itself.
+        """
+        text = self.system
+        for i, turn in enumerate(turns):
+            if i % 2:
+                text += f" {turn}</s>"
+            else:
+                image = f"{IMAGE_TOKEN}\n" if i == 0 and IMAGE_TOKEN not in turn else ""
+                text += f"{' ' if i == 0 else ''}USER: {image}{turn} ASSISTANT:"
+        return text
+
+    def pixels(self, frames: npt.NDArray[np.uint8], *, pad: bool = False) -> Tensor:
+        """(T, H, W, 3) uint8 RGB -> (T, 3, S, S) float32.
+
+        Equal to upstream's to the last bit (it and we resize by PIL).
+
+        Args:
+            pad: make frames square by a border of the mean colour: images, never video.
+        """
+        images = [Image.fromarray(frame) for frame in frames]
+        if pad:
+            images = [_square(image, self.image_processor.image_mean) for image in images]
+        pixels: Tensor = self.image_processor(images=images, return_tensors="pt")["pixel_values"]
+        return pixels
+
+
+def frame_indices(average_fps: float, num_frames: int) -> npt.NDArray[np.int64]:
+    """Which frames of a video upstream's scripts take: one a second, by rounding the frame rate.
+
+    At half a frame a second or less, where they fail, each frame is taken.
+    """
+    return np.arange(0, num_frames, max(1, round(average_fps)))
+
+
+def image_processor_of(config: Any, folder: Path) -> Any:
+    """The processor that the config names, if it is here; else CLIP's at the tower's size."""
+    # The one on PIL images is called so since transformers 5 made the one on tensors the default.
+    processor: Any = getattr(transformers, "CLIPImageProcessorPil", CLIPImageProcessor)
+    names = [getattr(config, "image_processor", None)]
+    names += [] if is_eva(config) else [config.mm_vision_tower]
+    for name in filter(None, names):
+        source = folder / name  # an absolute name stays itself
+        if (source / "preprocessor_config.json").is_file():
+            return processor.from_pretrained(source, local_files_only=True)
+    sizes: Any = eva_sizes(config) if is_eva(config) else clip_config(config)
+    size = sizes.image_size
+    return processor(
+        size={"shortest_edge": size},
+        crop_size={"height": size, "width": size},
+        image_mean=list(CLIP_MEAN),
+        image_std=list(CLIP_STD),
+    )
+
+
+def _square(image: Image.Image, mean: Sequence[float]) -> Image.Image:
+    side = max(image.size)
+    colour = tuple(int(255 * value) for value in mean)
+    square = Image.new("RGB", (side, side), colour)
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square

@@ -1,0 +1,224 @@
+"""How bvllm_adapters handles LLaMA-VID: our port of it, or a live object of upstream's class."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM
+
+from bvllm_adapters.config import BalancedTokenizerConfig
+from bvllm_adapters.features import FrameFeatures, VisualTokens
+from bvllm_adapters.question import QuestionTokenizer, asked, question_from_prompt
+from bvllm_adapters.splice import splice
+from bvllm_adapters.video import Video
+from bvllm_llama_vid.configuration import IMAGE_TOKEN_ID, qformer_sizes, question_vocabulary
+from bvllm_llama_vid.encoding import encode, features_of
+from bvllm_llama_vid.inputs import VisualRow, is_placeholder, visual_rows
+from bvllm_llama_vid.preprocessing import LlamaVidProcessor, tokenizer_of
+from bvllm_llama_vid.prompt_tokenizer import IMAGE_TOKEN
+
+# The first user turn of upstream's conversation formats: vicuna_v1 and llava_v1, or llama_2.
+_USER_TURN = re.compile(r"USER:(.*?)ASSISTANT:|\[INST\](.*?)\[/INST\]", re.DOTALL)
+
+
+class Overrides:
+    """Modifications: `prepare_inputs_labels_for_multimodal`."""
+
+    balanced_tokenizer: Any
+    config: Any
+
+    def prepare_inputs_labels_for_multimodal(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        past_key_values: Any,
+        labels: Tensor | None,
+        images: Any,
+        prompts: Sequence[Sequence[str]] | None = None,
+    ) -> Any:
+        """Modifications:
+        - a placeholder becomes what the BalancedTokenizer makes of its frames, of any number, and
+          not 1 + n tokens a frame; the placeholders of one row share its budget
+        - the question is that of `asking`; else `prompts` or `update_prompt`, the i-th for the
+          i-th placeholder; else the first user turn of the prompt's ids
+        - a long video's features, which come without CLS, are selected by the mean of their
+          patches, and its many placeholders, one for each of upstream's tokens, are contracted
+          into the first
+        - rows may differ in length, have no placeholder, and be padded on either side
+        """
+        model: Any = self
+        if images is None or not bool(is_placeholder(input_ids).any()):
+            return super().prepare_inputs_labels_for_multimodal(  # type: ignore[misc]
+                input_ids, attention_mask, past_key_values, labels, images, prompts=prompts
+            )
+        if prompts is None:
+            prompts = getattr(self, "prompts", None)
+        embed = model.get_input_embeddings()
+        device = embed.weight.device
+        input_ids = input_ids.to(device)
+        attention_mask = None if attention_mask is None else attention_mask.to(device)
+        labels = None if labels is None else labels.to(device)
+        rows = visual_rows(input_ids, attention_mask, images, prompts, self.config.mm_hidden_size)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.clone()
+        left = bool((mask[:, 0] == 0).any())
+
+        features, questions, prompt_of = [], [], []
+        for row in rows:
+            count = row.placeholders
+            if is_expanded(row):
+                places = is_placeholder(input_ids[row.row], mask[row.row]).nonzero().squeeze(1)
+                mask[row.row, places[1:]] = 0
+                count = 1
+            frames = features_of(model, row.frames)
+            for question in self._questions(row, count, input_ids, attention_mask, labels):
+                features.append(frames)
+                questions.append(question)
+                prompt_of.append(row.row)
+        visual = self.balanced_tokenizer(features, questions, prompts=prompt_of)
+        spliced = splice(
+            input_ids,
+            embed,
+            [each.tokens for each in visual],
+            [IMAGE_TOKEN_ID],
+            attention_mask=mask,
+            labels=labels,
+            padding_side="left" if left else "right",
+        )
+        mask = spliced.attention_mask
+        unpadded = attention_mask is None and bool(mask.all())
+        return (
+            None,
+            None if unpadded else mask,
+            past_key_values,
+            spliced.inputs_embeds,
+            spliced.labels,
+        )
+
+    def _questions(
+        self,
+        row: VisualRow,
+        count: int,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        labels: Tensor | None,
+    ) -> list[str]:
+        """For each of a row's `count` placeholders."""
+        said = asked()
+        if said is not None:
+            return [said] * count
+        if row.prompts is None:
+            mask, answers = (None if t is None else t[row.row] for t in (attention_mask, labels))
+            return [read_question(self.config, input_ids[row.row], mask, answers)] * count
+        if len(row.prompts) < count:
+            raise ValueError(
+                f"prompts: got {len(row.prompts)} for row {row.row} with {count} placeholders, "
+                "wanted one for each"
+            )
+        return row.prompts[:count]
+
+
+def is_expanded(row: VisualRow) -> bool:
+    """Whether a row has the placeholders of upstream's long video, one for each token."""
+    turns = len(row.prompts) if row.prompts is not None else 1
+    return row.is_features and row.placeholders > turns
+
+
+def read_question(
+    config: Any, ids: Tensor, attention_mask: Tensor | None, labels: Tensor | None
+) -> str:
+    """The first user turn of (L,) prompt ids, read with the tokenizer beside the checkpoint.
+
+    Nothing behind it is read: not an answer, nor what was asked after one.
+    """
+    folder = Path(str(getattr(config, "_name_or_path", "") or ""))
+    try:
+        decode = tokenizer_of(folder).decode
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            "prompts: got None, and no tokenizer beside the checkpoint that could read the "
+            "question from the ids; wanted prompts=, update_prompt() or asking()"
+        ) from error
+    text = question_from_prompt(ids, decode, attention_mask=attention_mask, labels=labels)
+    turn = _USER_TURN.search(text)
+    return text if turn is None else (turn[1] or turn[2] or "").strip()
+
+
+class LlamaVidHost:
+    """The host of `LlavaLlamaAttForCausalLM`; see `bvllm_adapters.hosts.Host`."""
+
+    api = 1
+    overrides: type = Overrides
+
+    def load(self, folder: Path, *, dtype: torch.dtype, **options: Any) -> nn.Module:
+        """See `bvllm_llama_vid.weights.load`; the only option is its `base`."""
+        from bvllm_llama_vid.weights import load
+
+        return load(Path(folder), dtype=dtype, **options)
+
+    def processor(self, folder: Path) -> LlamaVidProcessor:
+        return LlamaVidProcessor.load(Path(folder))
+
+    def config(self, model: Any) -> BalancedTokenizerConfig:
+        sizes = qformer_sizes(model.config)
+        return BalancedTokenizerConfig(
+            vision_width=model.config.mm_hidden_size,
+            llm_width=model.config.hidden_size,
+            qformer_width=sizes.hidden_size,
+            qformer_layers=sizes.num_hidden_layers,
+            qformer_heads=sizes.num_attention_heads,
+            qformer_ffn_width=sizes.intermediate_size,
+            cross_attention_frequency=sizes.cross_attention_freq,
+            vocab_size=self.question_tokenizer(model, 256).vocab_size,
+        )
+
+    def question_tokenizer(self, model: Any, max_length: int) -> QuestionTokenizer:
+        """The words of the checkpoint's own Q-Former, so that its weights can be a beginning."""
+        return QuestionTokenizer(max_length, question_vocabulary(model.config))
+
+    def encode(self, model: Any, processor: LlamaVidProcessor, video: Video) -> FrameFeatures:
+        pad = video.is_image and processor.pad_images
+
+        def read(indices: Tensor) -> Tensor:
+            return processor.pixels(video.frames[indices.numpy()], pad=pad)
+
+        return encode(model, read, torch.from_numpy(video.seconds))
+
+    def answer(
+        self,
+        model: Any,
+        processor: LlamaVidProcessor,
+        question: str,
+        tokens: VisualTokens,
+        **generate: Any,
+    ) -> str:
+        """128 new tokens at most, unless told otherwise."""
+        embed = model.get_input_embeddings()
+        prompt = processor.prompt(question.replace(IMAGE_TOKEN, "").strip())
+        ids = processor.tokenizer(prompt)[None].to(embed.weight.device)
+        spliced = splice(ids, embed, [tokens.tokens], [IMAGE_TOKEN_ID])
+        if "max_length" not in generate:
+            generate.setdefault("max_new_tokens", 128)
+        new = language_model(model).generate(
+            inputs_embeds=spliced.inputs_embeds,
+            attention_mask=spliced.attention_mask,
+            **generate,
+        )
+        return processor.tokenizer.decode(new[0]).strip()
+
+
+def language_model(model: Any) -> Any:
+    """The Llama in a LLaMA-VID, its modules shared: it takes embeddings and asks for no images,
+    as upstream's own forward does even where there are none."""
+    config = copy.deepcopy(model.config)
+    config.num_hidden_layers = 0  # a shell, into which the layers there are go
+    with torch.device("meta"):
+        llama: Any = LlamaForCausalLM(config)
+    llama.model, llama.lm_head = model.get_model(), model.get_output_embeddings()
+    llama.config, llama.generation_config = model.config, model.generation_config
+    return llama.eval() if not model.training else llama

@@ -1,0 +1,129 @@
+"""The frozen vision tower: frames -> tokens of each frame, EVA-CLIP by timm or CLIP."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from bvllm_llama_vid.configuration import EvaSizes, clip_config, eva_sizes, is_eva
+
+CHUNK = 32  # frames that a tower sees at a time, so that memory does not grow with the video
+
+
+class VisionTower(nn.Module):
+    """Upstream's tower; its weights lie under `vision_tower.` as published.
+
+    Axes: T frames, S image size in pixels, P patches, C width.
+    """
+
+    is_loaded = True  # upstream's scripts ask, and would call load_model()
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.select_feature = getattr(config, "mm_vision_select_feature", "patch")
+        if self.select_feature not in ("patch", "cls_patch"):
+            raise ValueError(
+                f"mm_vision_select_feature: got {self.select_feature!r}, "
+                "wanted 'patch' or 'cls_patch'"
+            )
+        sizes: Any
+        self.vision_tower: nn.Module
+        if is_eva(config):
+            sizes = eva_sizes(config)
+            self.vision_tower = build_eva(sizes)
+            self.keeps_cls = True  # the context attention reads it, and drops it then
+        else:
+            sizes = clip_config(config)
+            layer = getattr(config, "mm_vision_select_layer", -2)
+            self.vision_tower = ClipEncoder(sizes, layer)
+            self.keeps_cls = self.select_feature == "cls_patch"
+        self.hidden_size: int = sizes.hidden_size
+        self.image_size: int = sizes.image_size
+        self.num_patches: int = (sizes.image_size // sizes.patch_size) ** 2
+        self.requires_grad_(False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> VisionTower:
+        """Modifications: stays in evaluation mode."""
+        return super().train(False)
+
+    def load_model(self) -> None:
+        """Upstream's; there is nothing left to load."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(T, 3, S, S) pixels -> (T, P or 1 + P, C): EVA's with CLS, CLIP's as selected."""
+        tokens = self.tokens(images)
+        return tokens if self.keeps_cls else tokens[:, 1:]
+
+    @torch.no_grad()
+    def tokens(self, images: Tensor) -> Tensor:
+        """(T, 3, S, S) pixels -> (T, 1 + P, C), CLS first, in the dtype of the pixels."""
+        wanted = (3, self.image_size, self.image_size)
+        if images.dim() != 4 or tuple(images.shape[1:]) != wanted:
+            raise ValueError(f"images: got shape {tuple(images.shape)}, wanted (T, *{wanted})")
+        pixels = images.to(self.device, self.dtype)
+        return torch.cat([self.vision_tower(part) for part in pixels.split(CHUNK)]).to(images.dtype)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+
+class ClipEncoder(nn.Module):
+    """A CLIP under its published names, up to the hidden states that are selected."""
+
+    def __init__(self, config: CLIPVisionConfig, select_layer: int) -> None:
+        super().__init__()
+        clip: Any = CLIPVisionModel(config)
+        # The published `vision_model.` is a level that transformers has lately done without.
+        self.vision_model: Any = getattr(clip, "vision_model", clip)
+        states = config.num_hidden_layers + 1
+        if not -states <= select_layer < states:
+            raise ValueError(
+                f"mm_vision_select_layer: got {select_layer}, wanted one of {states} hidden states"
+            )
+        self.depth = select_layer % states
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(T, 3, S, S) -> (T, 1 + P, C).
+
+        The layers are called one by one. output_hidden_states would run them all; and it is
+        gathered by hooks, which a language model around the tower may set a second time, after
+        which the wrong layer would be read.
+        """
+        hidden: Tensor = self.vision_model.pre_layrnorm(self.vision_model.embeddings(pixels))
+        for layer in self.vision_model.encoder.layers[: self.depth]:
+            out = layer(hidden, None)
+            hidden = out[0] if isinstance(out, tuple) else out
+        return hidden
+
+
+def build_eva(sizes: EvaSizes) -> nn.Module:
+    """timm's Eva, which names its weights as the published file does, without norm and head."""
+    from timm.models.eva import Eva  # here, since importing it takes seconds
+
+    eva: Any = Eva(
+        img_size=sizes.image_size,
+        patch_size=sizes.patch_size,
+        embed_dim=sizes.hidden_size,
+        depth=sizes.num_hidden_layers,
+        num_heads=sizes.num_attention_heads,
+        # timm multiplies and rounds down: half more than wanted comes out as wanted.
+        mlp_ratio=(sizes.intermediate_size + 0.5) / sizes.hidden_size,
+        num_classes=0,
+        global_pool="",
+        use_post_transformer_norm=False,
+    )
+    for block in eva.blocks:
+        # Upstream's order of sums: EVA's features are large, and the context attention's softmax
+        # over them makes a difference in their last digits one in the fourth of a token.
+        block.attn.fused_attn = False
+    built: nn.Module = eva
+    return built
