@@ -8,7 +8,6 @@ Without --checkpoint a tiny random model is made on the spot: it runs offline, a
 from __future__ import annotations
 
 import argparse
-import resource
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 
 import bvllm_adapters as bvllm
 from bvllm_adapters.splice import splice
-from bvllm_adapters.trace import ledger, stage
+from bvllm_adapters.trace import ledger, peak_memory, stage
 from bvllm_adapters.video import Video, read_video
 from bvllm_llama_vid.configuration import IMAGE_TOKEN_ID
 
@@ -58,17 +57,20 @@ def run(checkpoint: str, args: argparse.Namespace) -> None:
     video = read_video(args.video)
     new = {"max_new_tokens": args.max_new_tokens, "do_sample": False}
 
-    text, tokens, seconds = baseline(model, processor, video, args.question, new)
-    show("baseline, as upstream", text, tokens, seconds)
+    with peak_memory() as peaks:
+        text, tokens, seconds = baseline(model, processor, video, args.question, new)
+    show("baseline, as upstream", text, tokens, seconds, peaks)
 
     budget = {"max_tokens": args.max_tokens}
     bvllm.wrap(model, **budget, adapter=args.adapter, host=HOST)
-    answer = bvllm.ask(model, video, args.question, processor=processor, **new)
+    with peak_memory() as peaks:
+        answer = bvllm.ask(model, video, args.question, processor=processor, **new)
     show(
         f"wrapped, at most {args.max_tokens} visual tokens",
         answer.text,
         answer.trace.num_tokens,
         answer.trace.seconds,
+        peaks,
     )
     print(answer.trace)
 
@@ -91,16 +93,14 @@ def baseline(
     return processor.tokenizer.decode(out[0]), len(tokens), seconds
 
 
-def show(title: str, text: str, tokens: int, seconds: dict[str, float]) -> None:
-    if torch.cuda.is_available():
-        peak, what = torch.cuda.max_memory_allocated(), "on the GPU"
-    else:
-        peak, what = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "of the process"
+def show(
+    title: str, text: str, tokens: int, seconds: dict[str, float], peaks: dict[str, int]
+) -> None:
     print(f"\n{title}")
     print(f"  answer         {text.strip()!r}")
     print(f"  visual tokens  {tokens}")
     print("  seconds        " + ", ".join(f"{name} {s:.3f}" for name, s in seconds.items()))
-    print(f"  peak memory    {peak / 2**20:.0f} MB {what} so far")
+    print("  peak MiB       " + ", ".join(f"{name} {b / 2**20:.0f}" for name, b in peaks.items()))
 
 
 if __name__ == "__main__":

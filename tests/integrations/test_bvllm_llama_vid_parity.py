@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,8 +17,8 @@ from bvllm_llama_vid import HOST, LlavaLlamaAttForCausalLM, frame_indices
 from bvllm_llama_vid.preprocessing import LlamaVidProcessor
 
 DATA = Path(__file__).parents[1] / "data" / "llama_vid"
-# The whole recordings, where they lie beside the clone; the shipped ones are a part of them.
-WHOLE = Path(__file__).parents[3] / "shared" / "fixtures" / "llama_vid"
+# More recordings of the same layout, for whoever has some; the shipped ones are a part of one.
+WHOLE = Path(os.environ.get("BVLLM_RECORDINGS", "none")) / "llama_vid"
 CASES = [DATA / "eva_mean", *sorted(path.parent for path in WHOLE.glob("*/fixture.safetensors"))]
 
 FIRST = "What is the person in the red jacket doing?"

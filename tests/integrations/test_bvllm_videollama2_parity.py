@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from bvllm_videollama2.projectors import build_projector
 from bvllm_videollama2.weights import load
 
 HERE = Path(__file__).parents[1] / "data" / "videollama2"
-BESIDE = Path(__file__).parents[3] / "shared" / "fixtures" / "videollama2"
-WHOLE = sorted(folder.parent for folder in BESIDE.glob("*/recorded.safetensors"))
+# More recordings of the same layout, for whoever has some; the shipped ones are a part of two.
+MORE = Path(os.environ.get("BVLLM_RECORDINGS", "none")) / "videollama2"
+WHOLE = sorted(folder.parent for folder in MORE.glob("*/recorded.safetensors"))
 
 # sample -> what is shown; the third image of "mixed_train" is upstream's dummy of a text-only row.
 SAMPLES: dict[str, tuple[str, ...] | None] = {
