@@ -111,7 +111,7 @@ def load_strictly(
     source: str = "checkpoint",
     optional: Callable[[str], bool] = lambda key: False,
 ) -> KeyReport:
-    """Put each tensor in its place in the model, which may be on the meta device; no copy is kept.
+    """Copy each tensor to its place in the model, which may be on the meta device, one at a time.
 
     Args:
         tensors: (published key, tensor) pairs.
@@ -142,7 +142,7 @@ def load_strictly(
             report.wrong_shape.append(f"{key} {tuple(tensor.shape)}, wanted {wanted}")
             report.loaded.add(name)
         else:
-            _assign(model, name, tensor if dtype is None else _cast(tensor, dtype))
+            _assign(model, name, _own(tensor, dtype))
             report.loaded.add(name)
     report.missing = [name for name in slots if name not in report.loaded and not optional(name)]
     if report.missing or report.unexpected or report.wrong_shape:
@@ -150,8 +150,13 @@ def load_strictly(
     return report
 
 
-def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+def _own(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A copy in memory of its own, in `dtype` if it is floating point.
+
+    What is read lies in a mapped file: it would change with the file, and it is aligned as it lies
+    there, on which the last bit of a matrix product can depend.
+    """
+    return tensor.to(dtype if tensor.is_floating_point() else None, copy=True)
 
 
 def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:

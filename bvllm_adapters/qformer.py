@@ -269,9 +269,7 @@ class QFormer(nn.Module):
                 vocab_size=vocab_size,
                 positions=len(weights["position_embeddings.weight"]),
             )
-        # Cloned: two Q-Formers made from one file must not share what they learn.
-        copies = ((name, value.clone()) for name, value in weights.items())
-        load_strictly(qformer, copies, source="state_dict, in this library's names")
+        load_strictly(qformer, weights.items(), source="state_dict, in this library's names")
         return qformer
 
 

@@ -60,6 +60,19 @@ def test_safetensors_go_before_pickles(tmp_path):
     assert [file.suffix for file in weight_files(tmp_path)] == [".safetensors"]
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_a_model_does_not_change_with_its_file(tmp_path, suffix):
+    """Files are mapped when they are read: what is loaded must not lie in them."""
+    write(tmp_path, ("single", suffix), model().state_dict())
+    loaded, wanted = model(), model()
+    (file,) = weight_files(tmp_path)
+    load_strictly(loaded, read_tensors([file]))
+    with file.open("r+b") as opened:
+        opened.write(b"\xff" * file.stat().st_size)
+    assert torch.equal(loaded[0].weight, wanted[0].weight)
+    assert all(parameter.data_ptr() % 16 == 0 for parameter in loaded.parameters())
+
+
 def test_renaming_ignoring_and_dtype():
     state = {f"old.{k}": v for k, v in model().state_dict().items()} | {"dead": torch.zeros(1)}
     made = model()
