@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from bvllm_adapters.eva import build_eva
 from bvllm_llama_vid.configuration import EvaSizes, clip_config, eva_sizes, is_eva
 
 CHUNK = 32  # frames that a tower sees at a time, so that memory does not grow with the video
@@ -33,7 +34,7 @@ class VisionTower(nn.Module):
         self.vision_tower: nn.Module
         if is_eva(config):
             sizes = eva_sizes(config)
-            self.vision_tower = build_eva(sizes)
+            self.vision_tower = build_eva_tower(sizes)
             self.keeps_cls = True  # the context attention reads it, and drops it then
         else:
             sizes = clip_config(config)
@@ -105,21 +106,14 @@ class ClipEncoder(nn.Module):
         return hidden
 
 
-def build_eva(sizes: EvaSizes) -> nn.Module:
-    """timm's Eva, which names its weights as the published file does, without norm and head."""
-    from timm.models.eva import Eva  # here, since importing it takes seconds
-
-    eva: Any = Eva(
-        img_size=sizes.image_size,
+def build_eva_tower(sizes: EvaSizes) -> nn.Module:
+    eva: Any = build_eva(
+        image_size=sizes.image_size,
         patch_size=sizes.patch_size,
-        embed_dim=sizes.hidden_size,
+        width=sizes.hidden_size,
         depth=sizes.num_hidden_layers,
-        num_heads=sizes.num_attention_heads,
-        # timm multiplies and rounds down: half more than wanted comes out as wanted.
-        mlp_ratio=(sizes.intermediate_size + 0.5) / sizes.hidden_size,
-        num_classes=0,
-        global_pool="",
-        use_post_transformer_norm=False,
+        heads=sizes.num_attention_heads,
+        ffn_width=sizes.intermediate_size,
     )
     for block in eva.blocks:
         # Upstream's order of sums: EVA's features are large, and the context attention's softmax

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from torch import Tensor
 from transformers import GenerationConfig
 
 from bvllm_adapters.checkpoint import CheckpointError, Named, load_strictly
+from bvllm_adapters.eva import eva_name, resized_positions
 from bvllm_llama_vid.configuration import (
     TEXT_ENCODER,
     TOWER,
@@ -31,15 +31,13 @@ from bvllm_llama_vid.lora import merge_lora
 from bvllm_llama_vid.modeling import LlavaLlamaAttForCausalLM
 from bvllm_llama_vid.preprocessing import read_config
 from bvllm_llama_vid.prompt_tokenizer import PromptTokenizer
-from bvllm_llama_vid.sizes import Shape, name_clip, name_sizes, side
+from bvllm_llama_vid.sizes import Shape, name_clip, name_sizes
 from bvllm_llama_vid.sources import LORA_CONFIG, find_base, find_sources, tower_source
 
 POSITION_IDS = f"{TEXT_ENCODER}embeddings.position_ids"
 
-# What published files hold and the model does not: tables that are computed, and of an EVA file
-# its head, final norms and the mask token of its pretraining.
+# What published files hold and the model computes.
 _COMPUTED = re.compile(r".*(rotary_emb\.inv_freq|vision_model\.embeddings\.position_ids)")
-_EVA_LEFT_OUT = re.compile(r"(head|norm|fc_norm)\.(weight|bias)|mask_token")
 
 log = logging.getLogger("bvllm_adapters")
 
@@ -101,9 +99,7 @@ def is_leftover(name: str, config: LlavaConfig) -> bool:
     inner = name.removeprefix(TOWER)
     if inner == name or not is_eva(config):
         return False
-    block = re.match(r"blocks\.(\d+)\.", inner)
-    behind = block is not None and int(block[1]) >= eva_sizes(config).num_hidden_layers
-    return behind or _EVA_LEFT_OUT.fullmatch(inner) is not None
+    return eva_name(inner, eva_sizes(config).num_hidden_layers) is None
 
 
 def positions_fitted(
@@ -113,12 +109,7 @@ def positions_fitted(
     wanted = model.state_dict().get(f"{TOWER}pos_embed")
     for name, tensor in tensors:
         if name == f"{TOWER}pos_embed" and wanted is not None and tensor.dim() == 3:
-            before, after = side(tensor.shape[1]), side(wanted.shape[1])
-            if before != after and before * before + 1 == tensor.shape[1]:
-                grid = tensor[:, 1:].float().unflatten(1, (before, before)).permute(0, 3, 1, 2)
-                grid = F.interpolate(grid, size=(after, after), mode="bicubic", align_corners=False)
-                patches = grid.flatten(2).transpose(1, 2).to(tensor.dtype)
-                tensor = torch.cat([tensor[:, :1], patches], dim=1)
+            tensor = resized_positions(tensor, wanted.shape[1])
         yield name, tensor
 
 

@@ -11,6 +11,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionModel
 from transformers import initialization as init
 
 from bvllm_adapters.config import FrameFeature
+from bvllm_adapters.eva import build_eva
 from bvllm_adapters.features import FrameFeatures
 from bvllm_qwen2.configuration import BvllmQwen2Config, EvaVisionConfig, VisionConfig, has_cls
 
@@ -102,7 +103,7 @@ class VisionTower(nn.Module):
 
 def build_encoder(config: VisionConfig) -> nn.Module:
     if isinstance(config, EvaVisionConfig):
-        return build_eva(config)
+        return build_eva_tower(config)
     return (
         CLIPVisionModel(config)
         if isinstance(config, CLIPVisionConfig)
@@ -110,22 +111,15 @@ def build_encoder(config: VisionConfig) -> nn.Module:
     )
 
 
-def build_eva(config: EvaVisionConfig) -> nn.Module:
-    """timm's Eva without pooling, head and final norm."""
-    from timm.models.eva import Eva  # here, since importing it takes seconds and most need it not
-
-    eva: nn.Module = Eva(
-        img_size=config.image_size,
+def build_eva_tower(config: EvaVisionConfig) -> nn.Module:
+    return build_eva(
+        image_size=config.image_size,
         patch_size=config.patch_size,
-        embed_dim=config.hidden_size,
+        width=config.hidden_size,
         depth=config.num_hidden_layers,
-        num_heads=config.num_attention_heads,
-        mlp_ratio=config.intermediate_size / config.hidden_size,
-        num_classes=0,
-        global_pool="",
-        use_post_transformer_norm=False,
+        heads=config.num_attention_heads,
+        ffn_width=config.intermediate_size,
     )
-    return eva
 
 
 def init_eva(module: nn.Module) -> None:

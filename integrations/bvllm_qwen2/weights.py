@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bvllm_adapters.checkpoint import load_strictly
+from bvllm_adapters.eva import eva_name, resized_positions
 from bvllm_qwen2.configuration import EvaVisionConfig
-from bvllm_qwen2.vision_tower import build_eva
+from bvllm_qwen2.vision_tower import build_eva_tower
 
 log = logging.getLogger("bvllm_adapters")
 
 # timm names its modules as the published file does, so the mapping is: the same name behind the
 # prefix. The file's anchor, by which the prefix (often none) is found:
 _ANCHOR = "patch_embed.proj.weight"
-# What published files hold and this tower does not: classifier, final norms, the mask token of
-# pretraining, and blocks behind the last one in use (BLIP-2 uses 39 of EVA-CLIP-g's 40).
-_LEFT_OUT = re.compile(r"(head|norm|fc_norm|ln_vision)\.(weight|bias)|mask_token")
-_BLOCK = re.compile(r"blocks\.(\d+)\.")
 
 
 def read_state_dict(file: str | Path) -> dict[str, Tensor]:
@@ -49,7 +44,7 @@ def load_eva(file: str | Path, config: EvaVisionConfig) -> nn.Module:
         CheckpointError: listing what is missing, unexpected or of another shape.
     """
     with torch.device("meta"):
-        eva = build_eva(config)
+        eva = build_eva_tower(config)
     state_dict = read_state_dict(file)
     prefixes = [name.removesuffix(_ANCHOR) for name in state_dict if name.endswith(_ANCHOR)]
     if len(prefixes) != 1:
@@ -62,10 +57,7 @@ def load_eva(file: str | Path, config: EvaVisionConfig) -> nn.Module:
     def ours(name: str) -> str | None:
         if not name.startswith(prefixes[0]):
             return None
-        name = name.removeprefix(prefixes[0])
-        block = _BLOCK.match(name)
-        behind = block is not None and int(block[1]) >= config.num_hidden_layers
-        return None if behind or _LEFT_OUT.fullmatch(name) else name
+        return eva_name(name.removeprefix(prefixes[0]), config.num_hidden_layers)
 
     report = load_strictly(eva, state_dict.items(), rename=ours, source=str(file))
     log.info("%s: left out %s", file, sorted(report.ignored))
@@ -74,13 +66,3 @@ def load_eva(file: str | Path, config: EvaVisionConfig) -> nn.Module:
         zeros = torch.zeros(buffer.shape, dtype=state_dict[f"{prefixes[0]}cls_token"].dtype)
         eva.get_submodule(owner).register_buffer(attribute, zeros, persistent=False)
     return eva
-
-
-def resized_positions(positions: Tensor, count: int) -> Tensor:
-    """(1, 1 + n * n, C) position embeddings, CLS first -> (1, count, C), bicubically."""
-    if positions.shape[1] == count:
-        return positions
-    before, after = (round((tokens - 1) ** 0.5) for tokens in (positions.shape[1], count))
-    grid = positions[:, 1:].float().unflatten(1, (before, before)).permute(0, 3, 1, 2)
-    grid = F.interpolate(grid, size=(after, after), mode="bicubic", align_corners=False)
-    return torch.cat([positions[:, :1], grid.flatten(2).transpose(1, 2).to(positions)], dim=1)
