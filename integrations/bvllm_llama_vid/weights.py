@@ -20,6 +20,7 @@ from transformers import GenerationConfig
 
 from bvllm_adapters.checkpoint import CheckpointError, Named, load_strictly
 from bvllm_adapters.eva import eva_name, resized_positions
+from bvllm_adapters.lora import merge_lora
 from bvllm_llama_vid.configuration import (
     TEXT_ENCODER,
     TOWER,
@@ -27,7 +28,6 @@ from bvllm_llama_vid.configuration import (
     eva_sizes,
     is_eva,
 )
-from bvllm_llama_vid.lora import merge_lora
 from bvllm_llama_vid.modeling import LlavaLlamaAttForCausalLM
 from bvllm_llama_vid.preprocessing import read_config
 from bvllm_llama_vid.prompt_tokenizer import PromptTokenizer

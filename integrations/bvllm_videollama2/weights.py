@@ -13,7 +13,6 @@ import re
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import init_empty_weights  # type: ignore[import-untyped]
@@ -28,6 +27,7 @@ from bvllm_adapters.checkpoint import (
     weight_files,
 )
 from bvllm_adapters.hub import local_folder
+from bvllm_adapters.lora import merge_lora
 from bvllm_videollama2.configuration import tower_folder
 from bvllm_videollama2.experts import together
 from bvllm_videollama2.modeling import MODELS, Videollama2MetaForCausalLM
@@ -37,7 +37,6 @@ log = logging.getLogger("bvllm_adapters")
 TOWER = "model.vision_tower.vision_tower."
 PROJECTOR_FILES = ("mm_projector.safetensors", "mm_projector.bin")
 NON_LORA_FILES = ("non_lora_trainables.safetensors", "non_lora_trainables.bin")
-LORA_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
 # What old files hold that is computed today, and the text half of a whole CLIP or SigLIP.
 _LEFTOVER = re.compile(
@@ -79,7 +78,7 @@ def load(
         tensors = chain(read_tensors(weight_files(folder)))
     fill(model, tensors, dtype=dtype, source=str(folder))
     if lora:
-        _merge_lora(model, folder, dtype)
+        merge_lora(model, folder)
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     model.eval()  # type: ignore[no-untyped-call]
@@ -136,31 +135,6 @@ def _plain(tensors: Named) -> Iterator[tuple[str, Tensor]]:
     for key, tensor in tensors:
         key = key.removeprefix("base_model.")
         yield key.removeprefix("model.") if key.startswith("model.model.") else key, tensor
-
-
-def _merge_lora(model: Videollama2MetaForCausalLM, folder: Path, dtype: torch.dtype) -> None:
-    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
-
-    file = _first(folder, LORA_FILES)
-    if file is None:
-        raise CheckpointError(f"{folder}: got adapter_config.json, wanted {LORA_FILES} beside it")
-    weights = {key: tensor.to(dtype) for key, tensor in read_tensors([file])}
-    config = PeftConfig.from_pretrained(str(folder))
-    config.base_model_name_or_path = None  # the model is here, whatever it was called in training
-    if not any("vision_tower" in key for key in weights):
-        # Upstream put the LoRA in before there was a tower, whose layers have the same names.
-        config.exclude_modules = r".*(vision_tower|mm_projector).*"
-    trainable = {name: p.requires_grad for name, p in model.named_parameters()}
-    adapted: Any = get_peft_model(model, config)
-    ours = {k.replace(".default.", ".") for k in adapted.state_dict() if "lora_" in k}
-    missing, unexpected = sorted(ours - set(weights)), sorted(set(weights) - ours)
-    if missing or unexpected:
-        raise CheckpointError(f"{file}: missing {missing}, unexpected {unexpected}")
-    set_peft_model_state_dict(adapted, weights)
-    merged = adapted.merge_and_unload()
-    assert merged is model
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(trainable[name])
 
 
 def _base(folder: Path, base: str | Path | None) -> str | Path:

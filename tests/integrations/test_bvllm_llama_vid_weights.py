@@ -322,11 +322,22 @@ def lora(tmp_path: Path, published: State) -> Path:
         layer.format("B"): torch.randn(64, 4, generator=generator),
     }
     save_file(pair, folder / "adapter_model.safetensors")
-    about = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "base_model_name_or_path": str(base)}
+    about = {
+        "peft_type": "LORA",
+        "r": 4,
+        "lora_alpha": 8,
+        "target_modules": ["q_proj"],
+        "base_model_name_or_path": str(base),
+    }
     (folder / "adapter_config.json").write_text(json.dumps(about))
     return folder
 
 
+# peft asks transformers for a name that transformers is about to change.
+PEFT_ASKS = "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+
+
+@pytest.mark.filterwarnings(PEFT_ASKS)
 def test_lora_is_merged(lora: Path, whole: State) -> None:
     pair = load_file(lora / "adapter_model.safetensors")
     a, b = (pair[key] for key in sorted(pair))
@@ -338,16 +349,17 @@ def test_lora_is_merged(lora: Path, whole: State) -> None:
     assert changed == {name, *(key for key in whole if "mm_projector" in key)}
 
 
+@pytest.mark.filterwarnings(PEFT_ASKS)
 @pytest.mark.parametrize(
     ("about", "pair", "message"),
     [
-        ({"use_dora": True}, {}, r"got a LORA adapter with \['use_dora'\], wanted plain LoRA"),
+        ({"use_dora": True}, {}, r"missing .*q_proj\.lora_magnitude"),
         ({}, {"base_model.model.model.other.lora_A.weight": (4, 64)}, r"unexpected .*other"),
-        ({"r": 2}, {}, r"q_proj has A \(4, 64\) and B \(64, 4\), wanted rank 2"),
+        ({"r": 2}, {}, r"of another shape .*q_proj\.lora_A.* \(4, 64\), wanted \(2, 64\)"),
         (
             {},
             {"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": (4, 64)},
-            r"missing \['model.layers.0.self_attn.q_proj without B'\]",
+            r"missing .*layers\.0\.self_attn\.q_proj\.lora_B",
         ),
     ],
 )
@@ -367,7 +379,7 @@ def test_lora_that_does_not_fit(
 
 def test_lora_without_its_file(lora: Path) -> None:
     (lora / "adapter_model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"holds no adapter_model"):
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json, but none of .*adapter_model"):
         HOST.load(lora, dtype=torch.float32)
 
 
