@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -72,6 +73,26 @@ def read_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
             raise
         except Exception as error:  # pickle, zip, safetensors and the system all raise their own
             raise CheckpointError(f"{file}: cannot be read ({error})") from error
+
+
+def read_pickle(file: Path, device: str = "cpu") -> dict[str, Tensor]:
+    """The tensors of a torch file, which may hold them a level deeper, of old formats too.
+
+    Raises:
+        CheckpointError: for a file that cannot be read, or holds no named tensors.
+    """
+    try:
+        state: Any = torch.load(
+            file, map_location=device, weights_only=True, mmap=zipfile.is_zipfile(file)
+        )
+    except Exception as error:  # pickle, zip and the system all raise their own
+        raise CheckpointError(f"{file}: cannot be read ({error})") from error
+    for level in ("model", "state_dict", "module"):
+        if isinstance(state, Mapping) and isinstance(state.get(level), Mapping):
+            state = state[level]
+    if not isinstance(state, Mapping):
+        raise CheckpointError(f"{file}: holds a {type(state).__name__}, wanted named tensors")
+    return {key: value for key, value in state.items() if isinstance(value, Tensor)}
 
 
 @dataclass

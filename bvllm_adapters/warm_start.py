@@ -6,7 +6,6 @@ From InstructBLIP (what the paper begins with), or from a checkpoint of the B-VL
 from __future__ import annotations
 
 import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bvllm_adapters.balanced_tokenizer import BalancedTokenizer
-from bvllm_adapters.checkpoint import CheckpointError, read_tensors, weight_files
+from bvllm_adapters.checkpoint import CheckpointError, read_pickle, read_tensors, weight_files
 from bvllm_adapters.config import BalancedTokenizerConfig
 from bvllm_adapters.qformer_weights import INSTRUCTBLIP_NAMES, LAVIS_NAMES, renamed
 
@@ -228,16 +227,7 @@ def named_tensors(source: Weights) -> dict[str, Tensor]:
         ][:1] or weight_files(path)
     if path.is_dir() or path.suffix == ".safetensors":
         return dict(read_tensors(files))
-    try:
-        state: Any = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
-    except Exception as error:  # pickle, zip and the system all raise their own
-        raise CheckpointError(f"{path}: cannot be read ({error})") from error
-    state = state.get("model", state) if isinstance(state, Mapping) else state
-    if not isinstance(state, Mapping):
-        raise CheckpointError(f"{path}: holds a {type(state).__name__}, wanted named tensors")
-    return {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    return read_pickle(path)
 
 
 def _only(state: Mapping[str, Tensor], ending: str) -> str:

@@ -7,18 +7,15 @@ of its own, the rest in a projector file or a LoRA folder.
 from __future__ import annotations
 
 import json
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from torch import Tensor
 
-from bvllm_adapters.checkpoint import CheckpointError, read_tensors, weight_files
+from bvllm_adapters.checkpoint import CheckpointError, read_pickle, read_tensors, weight_files
 from bvllm_adapters.hub import local_folder
 from bvllm_llama_vid.configuration import TOWER, LlavaConfig, is_eva
 from bvllm_llama_vid.sizes import Shape
@@ -125,7 +122,7 @@ def read_file(file: Path) -> Iterator[tuple[str, Tensor]]:
     if file.suffix != ".pth":
         yield from read_tensors([file])
         return
-    state = _unpickled(file, "cpu")
+    state = read_pickle(file, "cpu")
     while state:
         key = next(iter(state))
         yield key, state.pop(key)
@@ -134,7 +131,7 @@ def read_file(file: Path) -> Iterator[tuple[str, Tensor]]:
 def read_heads(file: Path) -> Iterator[tuple[str, Shape]]:
     """Every (key, shape), read from the file's head."""
     if file.suffix != ".safetensors":
-        for key, tensor in _unpickled(file, "meta").items():
+        for key, tensor in read_pickle(file, "meta").items():
             yield key, tuple(tensor.shape)
         return
     try:
@@ -143,18 +140,3 @@ def read_heads(file: Path) -> Iterator[tuple[str, Shape]]:
                 yield key, tuple(tensors.get_slice(key).get_shape())
     except Exception as error:  # safetensors and the system raise their own
         raise CheckpointError(f"{file}: cannot be read ({error})") from error
-
-
-def _unpickled(file: Path, device: str) -> dict[str, Tensor]:
-    try:
-        state: Any = torch.load(
-            file, map_location=device, weights_only=True, mmap=zipfile.is_zipfile(file)
-        )
-    except Exception as error:  # pickle, zip and the system all raise their own
-        raise CheckpointError(f"{file}: cannot be read ({error})") from error
-    for level in ("model", "state_dict", "module"):
-        if isinstance(state, Mapping) and isinstance(state.get(level), Mapping):
-            state = state[level]
-    if not isinstance(state, Mapping):
-        raise CheckpointError(f"{file}: holds a {type(state).__name__}, wanted named tensors")
-    return {key: value for key, value in state.items() if isinstance(value, Tensor)}

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import torch
-from tokenizers import Tokenizer
-from tokenizers.decoders import WordPiece as WordPieceDecoder
-from tokenizers.models import WordPiece
-from tokenizers.normalizers import BertNormalizer
-from tokenizers.pre_tokenizers import BertPreTokenizer
-from transformers import CLIPVisionConfig, PreTrainedTokenizerFast, Qwen2Config
+from transformers import CLIPVisionConfig, Qwen2Config
 
-from bvllm_adapters.question import VOCABULARY
+from bvllm_adapters.tiny_tokenizer import tiny_tokenizer
 from bvllm_qwen2.configuration import BvllmQwen2Config
 from bvllm_qwen2.modeling import BvllmQwen2ForConditionalGeneration
 from bvllm_qwen2.processing import BvllmQwen2Processor, image_processor_for
@@ -65,20 +60,3 @@ def tiny_model(seed: int = 0) -> tuple[BvllmQwen2ForConditionalGeneration, Bvllm
         model = BvllmQwen2ForConditionalGeneration(config)
     model.eval()  # type: ignore[no-untyped-call]
     return model, processor
-
-
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """The bundled WordPiece vocabulary with Qwen2's special tokens."""
-    words = VOCABULARY.read_text(encoding="utf-8").splitlines()
-    pieces = Tokenizer(WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-    pieces.normalizer = BertNormalizer(lowercase=True)
-    pieces.pre_tokenizer = BertPreTokenizer()
-    pieces.decoder = WordPieceDecoder()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=pieces,
-        unk_token="[UNK]",
-        pad_token="<|endoftext|>",
-        eos_token="<|im_end|>",
-    )
-    tokenizer.add_tokens(["<|im_start|>"], special_tokens=True)
-    return tokenizer

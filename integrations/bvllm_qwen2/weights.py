@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from bvllm_adapters.checkpoint import load_strictly
+from bvllm_adapters.checkpoint import load_strictly, read_pickle
 from bvllm_adapters.eva import eva_name, resized_positions
 from bvllm_qwen2.configuration import EvaVisionConfig
 from bvllm_qwen2.vision_tower import build_eva_tower
@@ -24,15 +23,8 @@ _ANCHOR = "patch_embed.proj.weight"
 
 def read_state_dict(file: str | Path) -> dict[str, Tensor]:
     """Tensors of a .safetensors file, or of a torch file without running any code of it."""
-    if Path(file).suffix == ".safetensors":
-        return load_file(file)
-    found = torch.load(file, map_location="cpu", weights_only=True)
-    for wrapper in ("state_dict", "model", "module"):
-        if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
-            found = found[wrapper]
-    if not isinstance(found, Mapping):
-        raise ValueError(f"{file}: holds a {type(found).__name__}, wanted named tensors")
-    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+    file = Path(file)
+    return load_file(file) if file.suffix == ".safetensors" else read_pickle(file)
 
 
 def load_eva(file: str | Path, config: EvaVisionConfig) -> nn.Module:

@@ -6,14 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
-from tokenizers.decoders import WordPiece as WordPieceDecoder
-from tokenizers.models import WordPiece
-from tokenizers.normalizers import BertNormalizer
-from tokenizers.pre_tokenizers import BertPreTokenizer
-from transformers import PreTrainedTokenizerFast
 
-from bvllm_adapters.question import VOCABULARY
+from bvllm_adapters.tiny_tokenizer import tiny_tokenizer
 from bvllm_videollama2.modeling import MODELS, Videollama2MetaForCausalLM
 
 TOWERS = {
@@ -86,26 +80,8 @@ def tiny_checkpoint(folder: Path, **model: Any) -> Videollama2MetaForCausalLM:
 
     Its words are English and its answers nonsense. Args: see `tiny_model`.
     """
-    tokenizer = tiny_tokenizer()
+    tokenizer = tiny_tokenizer(CHAT_TEMPLATE)
     made = tiny_model(**({"vocab_size": len(tokenizer)} | model))
     made.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return made
-
-
-def tiny_tokenizer() -> Any:
-    """The bundled WordPiece vocabulary with Qwen2's special tokens and chat format."""
-    words = VOCABULARY.read_text(encoding="utf-8").splitlines()
-    pieces = Tokenizer(WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-    pieces.normalizer = BertNormalizer(lowercase=True)
-    pieces.pre_tokenizer = BertPreTokenizer()
-    pieces.decoder = WordPieceDecoder()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=pieces,
-        unk_token="[UNK]",
-        pad_token="<|endoftext|>",
-        eos_token="<|im_end|>",
-        chat_template=CHAT_TEMPLATE,
-    )
-    tokenizer.add_tokens(["<|im_start|>"], special_tokens=True)
-    return tokenizer
