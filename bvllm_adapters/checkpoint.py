@@ -55,6 +55,14 @@ def weight_files(folder: Path) -> list[Path]:
     raise CheckpointError(f"{folder}: holds no weights (model*.safetensors or pytorch_model*.bin)")
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether `weight_files` finds any."""
+    try:
+        return bool(weight_files(folder))
+    except CheckpointError:
+        return False
+
+
 def read_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
     """Every (key, tensor) of these files, one at a time; no file is held in memory whole."""
     for file in files:
@@ -69,8 +77,6 @@ def read_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
                 while state:
                     key = next(iter(state))
                     yield key, state.pop(key)
-        except CheckpointError:
-            raise
         except Exception as error:  # pickle, zip, safetensors and the system all raise their own
             raise CheckpointError(f"{file}: cannot be read ({error})") from error
 

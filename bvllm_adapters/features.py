@@ -73,6 +73,35 @@ class FrameFeatures:
         return len(self.cls)
 
 
+def encode_in_chunks(
+    look: Callable[[Tensor], tuple[Tensor, Tensor]],
+    count: int,
+    seconds: Tensor | None,
+    *,
+    chunk_size: int,
+    keep_patches: bool,
+) -> FrameFeatures:
+    """Features of a video of any length, a chunk of frames at a time.
+
+    Args:
+        look: (k,) int64 frame indices on the CPU, ascending -> (k, C) features, (k, P, C) patches.
+        count: frames of the video, T. seconds: (T,) their times; None: one a second.
+        keep_patches: False: patches are forgotten, and those of chosen frames looked at again.
+    """
+    cls, kept = [], []
+    for chunk in torch.arange(count).split(chunk_size):
+        feature, patches = look(chunk)
+        cls.append(feature)
+        if keep_patches:
+            kept.append(patches)
+
+    def look_again(indices: Tensor) -> Tensor:
+        return torch.cat([look(chunk)[1] for chunk in indices.cpu().split(chunk_size)])
+
+    patches_of = torch.cat(kept) if keep_patches else look_again
+    return FrameFeatures(torch.cat(cls), patches_of, seconds)  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True, eq=False)
 class Selection:
     """Which frames were chosen, as weights: the matrix S of the paper (eq. 1), in time order.

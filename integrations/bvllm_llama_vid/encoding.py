@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bvllm_adapters.features import FrameFeatures
+from bvllm_adapters.features import FrameFeatures, encode_in_chunks
 
 CHUNK = 32  # frames encoded at a time
 KEEP = 256  # frames up to which patches are kept; of more, the chosen ones are encoded again
@@ -34,19 +34,13 @@ def features_of(model: Any, frames: Tensor) -> FrameFeatures:
 def encode(model: Any, read: FrameReader, seconds: Tensor) -> FrameFeatures:
     """A video of any length, a chunk of frames at a time."""
     device = model.get_input_embeddings().weight.device
-    cls, kept = [], []
-    for chunk in torch.arange(len(seconds)).split(CHUNK):
-        tokens = tower_tokens(model, read(chunk)).to(device)
-        cls.append(tokens[:, 0])
-        if len(seconds) <= KEEP:
-            kept.append(tokens[:, 1:])
 
-    def encode_again(indices: Tensor) -> Tensor:
-        chunks = indices.cpu().split(CHUNK)
-        return torch.cat([tower_tokens(model, read(chunk))[:, 1:] for chunk in chunks]).to(device)
+    def look(indices: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = tower_tokens(model, read(indices)).to(device)
+        return tokens[:, 0], tokens[:, 1:]
 
-    patches = torch.cat(kept) if kept else encode_again
-    return FrameFeatures(torch.cat(cls), patches, seconds)
+    count = len(seconds)
+    return encode_in_chunks(look, count, seconds, chunk_size=CHUNK, keep_patches=count <= KEEP)
 
 
 @torch.no_grad()

@@ -15,7 +15,13 @@ from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from torch import Tensor
 
-from bvllm_adapters.checkpoint import CheckpointError, read_pickle, read_tensors, weight_files
+from bvllm_adapters.checkpoint import (
+    CheckpointError,
+    has_weights,
+    read_pickle,
+    read_tensors,
+    weight_files,
+)
 from bvllm_adapters.hub import local_folder
 from bvllm_llama_vid.configuration import TOWER, LlavaConfig, is_eva
 from bvllm_llama_vid.sizes import Shape
@@ -62,13 +68,6 @@ def find_sources(folder: Path, base: Path | None) -> list[Source]:
     changed = Source(changes[:1], name_of_trainer)
     names = changed.shapes()
     return [changed, Source(weight_files(base), lambda key: None if key in names else key)]
-
-
-def has_weights(folder: Path) -> bool:
-    try:
-        return bool(weight_files(folder))
-    except CheckpointError:
-        return False
 
 
 def base_named_in(folder: Path, lora: bool) -> str:

@@ -12,7 +12,7 @@ from transformers import initialization as init
 
 from bvllm_adapters.config import FrameFeature
 from bvllm_adapters.eva import build_eva
-from bvllm_adapters.features import FrameFeatures
+from bvllm_adapters.features import FrameFeatures, encode_in_chunks
 from bvllm_qwen2.configuration import BvllmQwen2Config, EvaVisionConfig, VisionConfig, has_cls
 
 FrameReader = Callable[[Tensor], Tensor]
@@ -85,19 +85,12 @@ class VisionTower(nn.Module):
             read: gives the pixels of the frames asked for. seconds: (T,) their times.
             keep_patches: False: patches are forgotten, and those of chosen frames encoded again.
         """
-        cls, kept = [], []
-        for chunk in torch.arange(len(seconds)).split(self.chunk_size):
-            feature, patches = self(read(chunk), frame_feature)
-            cls.append(feature)
-            if keep_patches:
-                kept.append(patches)
-
-        def encode_again(indices: Tensor) -> Tensor:
-            chunks = indices.cpu().split(self.chunk_size)
-            return torch.cat([self(read(chunk), frame_feature)[1] for chunk in chunks])
-
-        return FrameFeatures(
-            torch.cat(cls), torch.cat(kept) if keep_patches else encode_again, seconds
+        return encode_in_chunks(
+            lambda indices: self(read(indices), frame_feature),
+            len(seconds),
+            seconds,
+            chunk_size=self.chunk_size,
+            keep_patches=keep_patches,
         )
 
 

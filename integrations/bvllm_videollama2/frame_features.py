@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bvllm_adapters.features import FrameFeatures
+from bvllm_adapters.features import FrameFeatures, encode_in_chunks
 
 FrameReader = Callable[[Tensor], Tensor]
 """(k,) int64 frame indices, ascending and distinct -> (k, 3, S, S) pixels."""
@@ -47,18 +47,9 @@ def frame_features(
 
     # Soft choices mix the patches of all frames, so those must be there.
     gather = not model.training and config.evaluation == "hard"
-    keep = not gather or count <= KEEP
-    cls, kept = [], []
-    for chunk in torch.arange(count).split(CHUNK):
-        feature, patches = look(chunk)
-        cls.append(feature)
-        if keep:
-            kept.append(patches)
-
-    def look_again(indices: Tensor) -> Tensor:
-        return torch.cat([look(chunk)[1] for chunk in indices.cpu().split(CHUNK)])
-
-    return FrameFeatures(torch.cat(cls), torch.cat(kept) if keep else look_again, seconds)  # type: ignore[arg-type]
+    return encode_in_chunks(
+        look, count, seconds, chunk_size=CHUNK, keep_patches=not gather or count <= KEEP
+    )
 
 
 def frames_of(i: int, pixels: Tensor, kind: str) -> Tensor:

@@ -20,8 +20,8 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from bvllm_adapters.checkpoint import (
-    CheckpointError,
     Named,
+    has_weights,
     load_strictly,
     read_tensors,
     weight_files,
@@ -61,7 +61,7 @@ def load(
     """
     lora = _first(folder, ("adapter_config.json",))
     projector = None if lora else _first(folder, PROJECTOR_FILES)
-    if projector and _has_weights(folder):
+    if projector and has_weights(folder):
         projector = None  # a copy of what the whole checkpoint holds
     model = empty_model(folder)
     if lora or projector:
@@ -153,10 +153,3 @@ def _base(folder: Path, base: str | Path | None) -> str | Path:
 
 def _first(folder: Path, names: tuple[str, ...]) -> Path | None:
     return next((folder / name for name in names if (folder / name).is_file()), None)
-
-
-def _has_weights(folder: Path) -> bool:
-    try:
-        return bool(weight_files(folder))
-    except CheckpointError:
-        return False
