@@ -31,6 +31,8 @@ class BalancedTokenizerConfig:
         qformer_ffn_width: of their feed-forward layers; None: 4 x qformer_width.
         cross_attention_frequency: every how many layers the queries read the visual tokens.
         vocab_size: rows of the question's word embedding (bert-base-uncased and "[DEC]").
+        vocabulary: the WordPieces they stand for, "[PAD]" first, of a small model that has words
+            of its own; None: bert-base-uncased's.
         max_question_tokens: longer questions lose their beginning.
         frame_feature: what stands for a frame in the selection: the tower's CLS token, or the
             mean or maximum over its patches, for towers without one (paper, Table 7).
@@ -61,6 +63,7 @@ class BalancedTokenizerConfig:
     qformer_ffn_width: int | None = None
     cross_attention_frequency: int = 2
     vocab_size: int = 30523
+    vocabulary: tuple[str, ...] | None = None
     max_question_tokens: int = 256
     frame_feature: FrameFeature = "cls"
     time_encoding: bool = False
@@ -87,6 +90,10 @@ class BalancedTokenizerConfig:
         _check_choice("frame_feature", self.frame_feature, get_args(FrameFeature))
         _check_choice("evaluation", self.evaluation, get_args(Evaluation))
         _check_choice("projection", self.projection, get_args(Projection))
+        if self.vocabulary is not None:
+            # JSON knows no tuples.
+            object.__setattr__(self, "vocabulary", tuple(self.vocabulary))
+            _check_vocabulary(self.vocabulary, self.vocab_size)
         if self.qformer_width % self.qformer_heads:
             raise ValueError(
                 f"qformer_heads: got {self.qformer_heads}, wanted a divisor of "
@@ -160,6 +167,17 @@ def _check_number(name: str, value: object, *, most: float) -> None:
         raise TypeError(f"{name}: got {value!r} ({type(value).__name__}), wanted {wanted}")
     if not (0 < value <= most and math.isfinite(value)):
         raise ValueError(f"{name}: got {value}, wanted {wanted}")
+
+
+def _check_vocabulary(words: tuple[str, ...], vocab_size: int) -> None:
+    special = {"[PAD]", "[UNK]", "[CLS]", "[SEP]"}
+    if not special <= set(words) or words[0] != "[PAD]" or len(set(words)) < len(words):
+        raise ValueError(
+            f"vocabulary: got {list(words[:4])}..., wanted distinct words, [PAD] the first, "
+            "[UNK], [CLS] and [SEP] among them"
+        )
+    if len(words) != vocab_size:
+        raise ValueError(f"vocabulary: got {len(words)} words, wanted {vocab_size} as vocab_size")
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

@@ -77,10 +77,21 @@ class FrameSelector(nn.Module):
             if seconds is None:
                 raise ValueError("seconds: got None, wanted (T,) times, as time_encoding is on")
             cls = cls + sinusoidal(seconds.to(cls.device), cls.shape[1]).to(cls.dtype)
+        return self.batch_scores(cls[None], text_ids[None])[0]
+
+    def batch_scores(
+        self, cls: Tensor, text_ids: Tensor, text_mask: Tensor | None = None
+    ) -> Tensor:
+        """(B, K, T) float32: `scores` of B videos of one length, whose times are in `cls`.
+
+        Args:
+            cls: (B, T, C) frame features of B videos of one length.
+            text_ids: (B, L) questions. text_mask: (B, L), False at padding.
+        """
         cls = self.norm(cls)
-        read = self.qformer(self.queries[None], cls[None], text_ids[None])
-        queries: Tensor = self.projection(read[0])
-        return queries.float() @ cls.float().T / math.sqrt(cls.shape[1])
+        read = self.qformer(self.queries.expand(len(cls), -1, -1), cls, text_ids, text_mask)
+        queries: Tensor = self.projection(read)
+        return queries.float() @ cls.float().transpose(1, 2) / math.sqrt(cls.shape[2])
 
     def choose(self, scores: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """(K, T) scores -> (K, T) weights, as training or evaluation asks for."""

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from tokenizers import Tokenizer
+from collections.abc import Sequence
+
 from tokenizers.decoders import WordPiece as WordPieceDecoder
-from tokenizers.models import WordPiece
-from tokenizers.normalizers import BertNormalizer
-from tokenizers.pre_tokenizers import BertPreTokenizer
 from transformers import PreTrainedTokenizerFast
 
-from bvllm_adapters.question import VOCABULARY
+from bvllm_adapters.question import VOCABULARY, word_piece
 
 
-def tiny_tokenizer(chat_template: str | None = None) -> PreTrainedTokenizerFast:
-    """The bundled WordPiece vocabulary with Qwen2's special tokens."""
-    words = VOCABULARY.read_text(encoding="utf-8").splitlines()
-    pieces = Tokenizer(WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-    pieces.normalizer = BertNormalizer(lowercase=True)
-    pieces.pre_tokenizer = BertPreTokenizer()
+def tiny_tokenizer(
+    chat_template: str | None = None, words: Sequence[str] | None = None
+) -> PreTrainedTokenizerFast:
+    """Qwen2's special tokens and these WordPieces; None: bert-base-uncased's."""
+    pieces = word_piece(words or VOCABULARY.read_text(encoding="utf-8").splitlines())
     pieces.decoder = WordPieceDecoder()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=pieces,

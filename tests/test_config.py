@@ -31,6 +31,16 @@ def test_defaults_are_the_papers():
         ({"evaluation": "greedy"}, ValueError, "evaluation: got 'greedy'"),
         ({"projection": "conv"}, ValueError, "projection: got 'conv'"),
         ({"time_encoding": 1}, TypeError, "time_encoding: got 1, wanted True or False"),
+        (
+            {"vocabulary": ["[PAD]", "red", "[UNK]"]},
+            ValueError,
+            r"vocabulary: got .*'red', '\[UNK\]'\]..., wanted distinct words, \[PAD\] the first",
+        ),
+        (
+            {"vocabulary": ["[PAD]", "[UNK]", "[CLS]", "[SEP]"], "vocab_size": 5},
+            ValueError,
+            "vocabulary: got 4 words, wanted 5 as vocab_size",
+        ),
         ({"time_encoding": True, "vision_width": 7}, ValueError, "time_encoding: .*vision_width=7"),
     ],
 )
@@ -40,7 +50,10 @@ def test_wrong_settings_are_named(change, error, message):
 
 
 def test_json_round_trip(tmp_path):
-    config = BalancedTokenizerConfig(max_tokens=512, temperature=0.3, frame_feature="mean")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "red"]
+    config = BalancedTokenizerConfig(
+        max_tokens=512, temperature=0.3, frame_feature="mean", vocabulary=words, vocab_size=5
+    )
     config.save(tmp_path / "config.json")
     assert BalancedTokenizerConfig.load(tmp_path / "config.json") == config
 

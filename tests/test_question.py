@@ -44,6 +44,12 @@ def test_another_vocabulary(tmp_path):
     assert tokenizer("hi there").tolist() == [2, 4, 1, 3]
 
 
+def test_words_of_ones_own():
+    tokenizer = QuestionTokenizer(vocabulary=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "red", "?"])
+    assert tokenizer.vocab_size == 6
+    assert tokenizer("Red or blue?").tolist() == [2, 4, 1, 1, 5, 3]
+
+
 def test_a_question_that_is_no_string_is_named():
     with pytest.raises(ValueError, match="question: got list, wanted a string"):
         QuestionTokenizer()(["what?"])

@@ -70,13 +70,16 @@ def build(
         video_token_id=processor.video_token_id,
         dtype=dtype,
     )
-    processor.max_question_tokens = config.balanced_tokenizer_config.max_question_tokens
+    settings = config.balanced_tokenizer_config
+    processor.max_question_tokens = settings.max_question_tokens
+    if settings.vocabulary is not None:
+        processor.question_vocabulary = [*settings.vocabulary]
     with torch.device("meta"):
         model = BvllmQwen2ForConditionalGeneration(config)
     model.language_model = llm
     model.vision_tower.encoder = encoder
     model.vision_tower.freeze()
-    model.balanced_tokenizer = BalancedTokenizer(config.balanced_tokenizer_config).to(dtype)
+    model.balanced_tokenizer = BalancedTokenizer(settings).to(dtype)
     model.generation_config = llm.generation_config
     model.eval()  # type: ignore[no-untyped-call]
     return model, processor

@@ -60,9 +60,41 @@ class EvaVisionConfig(PreTrainedConfig):
         super().__init__(**kwargs)
 
 
-VisionConfig = EvaVisionConfig | CLIPVisionConfig | SiglipVisionConfig
+class TimmVisionConfig(PreTrainedConfig):
+    """Any image model of timm, behind its last block and norm.
+
+    Args:
+        architecture: timm's name of it. model_args: of timm.create_model, such as depth=4; most
+            transformers need img_size= there if image_size is not the architecture's own.
+        image_size: pixels. hidden_size: features per token, which must be what the model gives.
+        has_cls: whether its first token stands for the whole image. Further tokens before the
+            patches, as registers, are left out.
+    """
+
+    model_type = "bvllm_timm_vision"
+    base_config_key = "vision_config"
+
+    def __init__(
+        self,
+        architecture: str = "vit_base_patch16_224",
+        image_size: int = 224,
+        hidden_size: int = 768,
+        has_cls: bool = True,
+        model_args: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.architecture = architecture
+        self.image_size = image_size
+        self.hidden_size = hidden_size
+        self.has_cls = has_cls
+        self.model_args = dict(model_args or {})
+        super().__init__(**kwargs)
+
+
+VisionConfig = EvaVisionConfig | CLIPVisionConfig | SiglipVisionConfig | TimmVisionConfig
 TOWERS: dict[str, type[VisionConfig]] = {
-    config.model_type: config for config in (EvaVisionConfig, CLIPVisionConfig, SiglipVisionConfig)
+    config.model_type: config
+    for config in (EvaVisionConfig, CLIPVisionConfig, SiglipVisionConfig, TimmVisionConfig)
 }
 
 
@@ -71,12 +103,12 @@ class BvllmQwen2Config(PreTrainedConfig):
 
     Args:
         text_config: of the language model; None: Qwen2-7B.
-        vision_config: of the tower: EVA, CLIP or SigLIP; None: EVA-CLIP-g at 224.
+        vision_config: of the tower: EVA, CLIP, SigLIP or one of timm's; None: EVA-CLIP-g at 224.
         balanced_tokenizer: fields of a `BalancedTokenizerConfig`. vision_width and llm_width are
             filled in from tower and language model, frame_feature is "mean" for a tower without
             CLS token; the rest are that class's defaults.
         vision_select_layer: which hidden states of a CLIP or SigLIP tower are read, 0 the
-            embeddings; None: the last but one. EVA is read behind its last block.
+            embeddings; None: the last but one. EVA and timm's are read behind the last block.
         vision_chunk_size: frames that the tower sees at a time.
         vision_keep_frames: of a video with more frames than this, only the chosen frames' patches
             are computed again when they are needed, none are kept (in evaluation).
@@ -135,6 +167,8 @@ class BvllmQwen2Config(PreTrainedConfig):
 
 def has_cls(config: VisionConfig) -> bool:
     """Whether the tower puts a CLS token before the patches."""
+    if isinstance(config, TimmVisionConfig):
+        return config.has_cls
     return not isinstance(config, SiglipVisionConfig)
 
 
@@ -165,7 +199,8 @@ def _vision_config(given: VisionConfig | Mapping[str, Any] | None) -> VisionConf
     if config is None:
         raise ValueError(f"vision_config: got {kind!r}, wanted one of {sorted(TOWERS)}")
     for name in ("image_size", "patch_size"):
-        check_count(f"vision_config.{name}", getattr(config, name))
+        if not (name == "patch_size" and isinstance(config, TimmVisionConfig)):
+            check_count(f"vision_config.{name}", getattr(config, name))
     if isinstance(config, EvaVisionConfig) and config.image_size % config.patch_size:
         raise ValueError(
             f"vision_config.image_size: got {config.image_size}, "
@@ -175,11 +210,11 @@ def _vision_config(given: VisionConfig | Mapping[str, Any] | None) -> VisionConf
 
 
 def _select_layer(given: int | None, tower: VisionConfig) -> int | None:
-    if isinstance(tower, EvaVisionConfig):
+    if isinstance(tower, EvaVisionConfig | TimmVisionConfig):
         if given is not None:
             raise ValueError(
                 f"vision_select_layer: got {given}, wanted None, "
-                "as EVA is read behind its last block"
+                f"as a {tower.model_type} is read behind its last block"
             )
         return None
     layer = -2 if given is None else given

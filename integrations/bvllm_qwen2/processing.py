@@ -32,7 +32,7 @@ class BvllmQwen2Processor(ProcessorMixin):
             is used, so that pixels do not depend on whether torchvision is installed.
         tokenizer: of the language model; "<image>" and "<video>" are added to it if it lacks them.
         chat_template: None: Qwen2-Instruct's, with placeholders.
-        max_question_tokens: see `BalancedTokenizerConfig`.
+        max_question_tokens, question_vocabulary: see `BalancedTokenizerConfig`.
     """
 
     def __init__(
@@ -41,11 +41,13 @@ class BvllmQwen2Processor(ProcessorMixin):
         tokenizer: Any = None,
         chat_template: str | None = None,
         max_question_tokens: int = 256,
+        question_vocabulary: Sequence[str] | None = None,
     ) -> None:
         super().__init__(  # type: ignore[no-untyped-call]
             _by_pil(image_processor), tokenizer, chat_template=chat_template or CHAT_TEMPLATE
         )
         self.max_question_tokens = max_question_tokens
+        self.question_vocabulary = None if question_vocabulary is None else [*question_vocabulary]
         known = self.tokenizer.get_vocab()
         missing = [token for token in (IMAGE_TOKEN, VIDEO_TOKEN) if token not in known]
         self.tokenizer.add_tokens(missing, special_tokens=True)
@@ -113,7 +115,7 @@ class BvllmQwen2Processor(ProcessorMixin):
             for kind in prompt
         ]
         if inputs:
-            tokenize = QuestionTokenizer(self.max_question_tokens)
+            tokenize = QuestionTokenizer(self.max_question_tokens, self.question_vocabulary)
             ids, mask = pad([tokenize(question) for question in asked])
             data |= {
                 "pixel_values": torch.cat([self.pixels(video.frames) for video in inputs]),

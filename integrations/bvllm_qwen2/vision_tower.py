@@ -13,14 +13,22 @@ from transformers import initialization as init
 from bvllm_adapters.config import FrameFeature
 from bvllm_adapters.eva import build_eva
 from bvllm_adapters.features import FrameFeatures, encode_in_chunks
-from bvllm_qwen2.configuration import BvllmQwen2Config, EvaVisionConfig, VisionConfig, has_cls
+from bvllm_qwen2.configuration import (
+    BvllmQwen2Config,
+    EvaVisionConfig,
+    TimmVisionConfig,
+    VisionConfig,
+    has_cls,
+)
 
 FrameReader = Callable[[Tensor], Tensor]
 """(k,) int64 frame indices, ascending and distinct -> (k, 3, S, S) pixels."""
 
 
 class VisionTower(nn.Module):
-    """EVA-CLIP by timm, or CLIP or SigLIP by transformers. It never trains and keeps no graph.
+    """EVA-CLIP or another of timm's, or CLIP or SigLIP by transformers.
+
+    It never trains and keeps no graph.
 
     Axes: T frames, S image size in pixels, P patches, C width.
     """
@@ -97,11 +105,48 @@ class VisionTower(nn.Module):
 def build_encoder(config: VisionConfig) -> nn.Module:
     if isinstance(config, EvaVisionConfig):
         return build_eva_tower(config)
+    if isinstance(config, TimmVisionConfig):
+        return TimmTokens(config)
     return (
         CLIPVisionModel(config)
         if isinstance(config, CLIPVisionConfig)
         else SiglipVisionModel(config)
     )
+
+
+class TimmTokens(nn.Module):
+    """An image model of timm whose `forward_features` is pixels -> (T, 1 + P, C) tokens.
+
+    Without CLS token (T, P, C). The places of a feature map count as patches.
+
+    Raises:
+        ValueError: the config's hidden_size or has_cls are not the model's.
+    """
+
+    def __init__(self, config: TimmVisionConfig) -> None:
+        super().__init__()
+        import timm  # here, since importing it takes seconds and most need it not
+
+        model: Any = timm.create_model(
+            config.architecture, pretrained=False, num_classes=0, **config.model_args
+        )
+        self.prefix = int(getattr(model, "num_prefix_tokens", hasattr(model, "cls_token")))
+        for name, got, wanted in (
+            ("hidden_size", config.hidden_size, model.num_features),
+            ("has_cls", config.has_cls, self.prefix > 0),
+        ):
+            if got != wanted:
+                raise ValueError(
+                    f"vision_config.{name}: got {got}, wanted {wanted} as {config.architecture} has"
+                )
+        self.model = model
+
+    def forward_features(self, pixels: Tensor) -> Tensor:
+        tokens: Tensor = self.model.forward_features(pixels)
+        if tokens.dim() == 4:
+            channels_last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
+            return tokens.flatten(1, 2) if channels_last else tokens.flatten(2).transpose(1, 2)
+        return torch.cat([tokens[:, : min(self.prefix, 1)], tokens[:, self.prefix :]], dim=1)
 
 
 def build_eva_tower(config: EvaVisionConfig) -> nn.Module:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPVisionConfig, Qwen2Config, SiglipVisionConfig
 
-from bvllm_qwen2.configuration import BvllmQwen2Config, EvaVisionConfig
+from bvllm_qwen2.configuration import BvllmQwen2Config, EvaVisionConfig, TimmVisionConfig
 from bvllm_qwen2.vision_tower import VisionTower
 
 SIZES: dict[str, Any] = {
@@ -24,6 +24,12 @@ TOWERS: dict[str, Any] = {
     "eva": EvaVisionConfig(patch_size=8, intermediate_size=48, **SIZES),
     "clip": CLIPVisionConfig(patch_size=8, intermediate_size=48, **SIZES),
     "siglip": SiglipVisionConfig(patch_size=8, intermediate_size=48, **SIZES),
+    "timm": TimmVisionConfig(
+        "xcit_nano_12_p8_224",
+        image_size=32,
+        hidden_size=32,
+        model_args={"img_size": 32, "embed_dim": 32, "depth": 1, "num_heads": 4},
+    ),
 }
 
 
@@ -108,6 +114,49 @@ def test_eva_is_its_blocks_and_nothing_behind_them() -> None:
             x = x + block.mlp.fc2(torch.nn.functional.gelu(block.mlp.fc1(y)))
     cls, patches = tower(pixels())
     torch.testing.assert_close(torch.cat([cls[:, None], patches], dim=1), x, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "width", "has_cls", "patches", "model_args"),
+    [
+        ("vit_tiny_patch16_224", 192, True, 4, {"img_size": 32, "depth": 1}),
+        ("vit_base_patch16_dinov3", 768, True, 4, {"img_size": 32, "depth": 1}),  # 4 registers
+        ("resnet10t", 512, False, 1, {}),  # a feature map
+        ("swin_tiny_patch4_window7_224", 768, False, 1, {"img_size": 32, "window_size": 1}),
+    ],
+)
+def test_any_model_of_timm_may_be_the_tower(
+    architecture: str, width: int, has_cls: bool, patches: int, model_args: dict[str, Any]
+) -> None:
+    vision = TimmVisionConfig(
+        architecture, image_size=32, hidden_size=width, has_cls=has_cls, model_args=model_args
+    )
+    config = BvllmQwen2Config(text_config=Qwen2Config(hidden_size=32), vision_config=vision)
+    assert config.balanced_tokenizer_config.frame_feature == ("cls" if has_cls else "mean")
+    tower = VisionTower(config)
+    frame, each = tower(pixels(2), config.balanced_tokenizer_config.frame_feature)
+    assert frame.shape == (2, width)
+    assert each.shape == (2, patches, width)
+    whole = tower.encoder.model.forward_features(pixels(2))
+    if has_cls:
+        assert torch.equal(frame, whole[:, 0])
+        assert torch.equal(each, whole[:, -patches:])
+    else:
+        assert torch.allclose(each.flatten().sort()[0], whole.flatten().sort()[0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"hidden_size": 64}, "hidden_size: got 64, wanted 192 as vit_tiny_patch16_224 has"),
+        ({"has_cls": False}, "has_cls: got False, wanted True as vit_tiny_patch16_224 has"),
+    ],
+)
+def test_what_timm_does_not_give_is_refused(settings: dict[str, Any], message: str) -> None:
+    sized = {"hidden_size": 192, **settings}
+    vision = TimmVisionConfig("vit_tiny_patch16_224", model_args={"depth": 1}, **sized)
+    with pytest.raises(ValueError, match=message):
+        VisionTower(BvllmQwen2Config(text_config=Qwen2Config(hidden_size=32), vision_config=vision))
 
 
 @pytest.mark.parametrize("kind", TOWERS)
