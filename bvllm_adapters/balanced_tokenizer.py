@@ -18,6 +18,7 @@ from bvllm_adapters.checkpoint import load_strictly, read_tensors
 from bvllm_adapters.config import BalancedTokenizerConfig, check_count
 from bvllm_adapters.features import FrameFeatures, Selection, VisualTokens, mix
 from bvllm_adapters.hub import local_folder, upload
+from bvllm_adapters.noise import generators
 from bvllm_adapters.question import QuestionTokenizer, pad
 from bvllm_adapters.temporal_merger import TemporalMerger
 from bvllm_adapters.trace import stage
@@ -56,7 +57,7 @@ class BalancedTokenizer(nn.Module):
                 f"budget_merger: got None, wanted one, as max_tokens={config.max_tokens} is a limit"
             )
         self.config = config
-        self.question_tokenizer = QuestionTokenizer(config.max_question_tokens)
+        self.question_tokenizer = QuestionTokenizer(config.max_question_tokens, config.vocabulary)
         self.frame_selector = (
             build_selector(config) if frame_selector is _FROM_CONFIG else frame_selector
         )
@@ -91,7 +92,8 @@ class BalancedTokenizer(nn.Module):
             prompts: which prompt each belongs to; those of one prompt share the budget.
                 None: each has a prompt of its own.
             max_tokens: visual tokens per prompt in place of the config's.
-            generator: source of training's noise; None: torch's global generator.
+            generator: source of training's noise; None: the seeds of `noise_from` or, outside of
+                it, torch's global generator.
 
         Returns:
             For each input, N tokens of width D with their frames and sizes; N of one prompt
@@ -106,10 +108,13 @@ class BalancedTokenizer(nn.Module):
         if not features:
             return []
 
+        sources = [generator] * len(features)
+        if generator is None:
+            sources = generators(len(features), features[0].cls.device)
         with stage("select"):
             selections = [
-                self.select(video, text, generator)
-                for video, text in zip(features, texts, strict=True)
+                self.select(video, text, source)
+                for video, text, source in zip(features, texts, sources, strict=True)
             ]
         with stage("merge frames"):
             if self.temporal_merger is not None:

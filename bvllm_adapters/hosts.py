@@ -27,6 +27,7 @@ from bvllm_adapters.balanced_tokenizer import BalancedTokenizer
 from bvllm_adapters.config import BalancedTokenizerConfig, check_count
 from bvllm_adapters.features import FrameFeatures, VisualTokens
 from bvllm_adapters.hub import local_folder
+from bvllm_adapters.lora_layers import load_lora, lora_layers, put_back, save_lora, take_out
 from bvllm_adapters.video import Video
 
 GROUP = "bvllm_adapters.hosts"
@@ -34,6 +35,7 @@ API = 1
 ADAPTER_FOLDER = "bvllm_adapter"
 ADAPTER_FILE = "adapter.json"
 ADAPTER_FORMAT = 1
+LORA_FOLDER = "lora"  # in an adapter's folder, where its language model was tuned too
 TOKENIZER = "balanced_tokenizer"  # the attribute under which a model holds its tokenizer
 
 log = logging.getLogger("bvllm_adapters")
@@ -48,7 +50,8 @@ class Host(Protocol):
     """What a host says about the models it serves.
 
     Where a checkpoint brings a WordPiece vocabulary of its own for the question, the host also has
-    `question_tokenizer(model, max_length) -> QuestionTokenizer`.
+    `question_tokenizer(model, max_length) -> QuestionTokenizer`. Where its models can be trained
+    here, it has `training(processor) -> HostTraining`, see `bvllm_adapters.training.host`.
     """
 
     api: int
@@ -218,7 +221,8 @@ def wrap(
         model: of a published host; a PeftModel is wrapped through its base model.
         max_tokens: budget of visual tokens per prompt; with `adapter`, in place of its own.
         config: a new tokenizer of these settings, with random weights.
-        adapter: a folder or hub id that `save_adapter` filled.
+        adapter: a folder or hub id that `save_adapter` filled; its LoRA is put in too, if it has
+            one, and `unwrap` takes it out.
         host: "module:OBJECT" instead of the published host.
 
     Raises:
@@ -252,6 +256,13 @@ def wrap(
             raise ValueError(f"{name}: got {got}, wanted {wanted} as the model has")
 
     install(base, served_by, tokenizer)
+    lora = None if adapter is None else lora_of(adapter)
+    if lora is not None:
+        try:
+            load_lora(base, lora)
+        except Exception:
+            unwrap(model)
+            raise
     return model
 
 
@@ -266,6 +277,7 @@ def unwrap(model: Model) -> Model:
         raise ValueError(
             f"model: got a {type(base).__name__} that is not wrapped, wanted one that is"
         )
+    take_out(base)
     replaced = base.__dict__.pop("_bvllm_replaced")
     if replaced is None:
         delattr(base, TOKENIZER)
@@ -318,11 +330,14 @@ def unwrapped(model: nn.Module) -> Iterator[nn.Module]:
     """The model without its wrapping inside the block; with the same wrapping after it."""
     base = base_model(model)
     host, tokenizer = host_of(base), getattr(base, TOKENIZER)
+    lora = take_out(base)
     unwrap(base)
     try:
         yield model
     finally:
         install(base, host, tokenizer)
+        if lora is not None:
+            put_back(base, lora)
 
 
 def base_model(model: nn.Module) -> nn.Module:
@@ -335,7 +350,8 @@ def base_model(model: nn.Module) -> nn.Module:
 def save_adapter(model: nn.Module, folder: str | Path) -> None:
     """Write the tokenizer of a model, wrapped or native, and which host it belongs to.
 
-    The folder holds JSON and safetensors only; `wrap(adapter=folder)` reads it.
+    The folder holds JSON and safetensors only; `wrap(adapter=folder)` reads it. LoRA layers that
+    came with an adapter, or from training, go into its folder `lora`, in peft's layout.
     """
     base = base_model(model)
     tokenizer = getattr(base, TOKENIZER, None)
@@ -344,9 +360,13 @@ def save_adapter(model: nn.Module, folder: str | Path) -> None:
             f"model: got a {type(base).__name__} without BalancedTokenizer; wrap it first"
         )
     tokenizer.save_pretrained(folder)
+    tuned = bool(lora_layers(base))
+    if tuned:
+        save_lora(base, Path(folder) / LORA_FOLDER)
     about = {
         "format": ADAPTER_FORMAT,
         "host": type(base).__name__,
+        "lora": tuned,
         "bvllm_adapters": bvllm_adapters.__version__,
     }
     (Path(folder) / ADAPTER_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
@@ -355,7 +375,7 @@ def save_adapter(model: nn.Module, folder: str | Path) -> None:
 def load_adapter(source: str | Path, host: str) -> BalancedTokenizer:
     """The tokenizer that `save_adapter` wrote for models of class `host`."""
     folder = local_folder(source, ADAPTER_FILE)
-    about = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
+    about = _about(folder)
     if about.get("format") != ADAPTER_FORMAT:
         raise ValueError(
             f"adapter: {folder} is of format {about.get('format')}, wanted {ADAPTER_FORMAT}"
@@ -365,3 +385,15 @@ def load_adapter(source: str | Path, host: str) -> BalancedTokenizer:
             f"adapter: {folder} belongs to a {about.get('host')}, wanted one for a {host}"
         )
     return BalancedTokenizer.from_pretrained(folder)
+
+
+def lora_of(source: str | Path) -> Path | None:
+    """The folder of an adapter's LoRA, in peft's layout; None if it has none."""
+    folder = local_folder(source, ADAPTER_FILE)
+    # An older LoRA may lie where an adapter without one was written.
+    return folder / LORA_FOLDER if _about(folder).get("lora") else None
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    about: dict[str, Any] = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
+    return about

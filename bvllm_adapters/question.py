@@ -20,15 +20,20 @@ PAD = 0
 IGNORED_LABEL = -100
 
 
-_asked: ContextVar[str | None] = ContextVar("bvllm_question", default=None)
+_asked: ContextVar[str | tuple[str, ...] | None] = ContextVar("bvllm_question", default=None)
 
 
 @contextmanager
-def asking(question: str) -> Iterator[None]:
-    """What is asked, to hosts whose own scripts call generate() without saying it.
+def asking(question: str | Sequence[str]) -> Iterator[None]:
+    """What is asked, to hosts whose own scripts call the model without saying it.
 
     Inside the block, in this thread, it goes before whatever could be read from a prompt.
+
+    Args:
+        question: by all prompts of a batch, or that of each.
     """
+    if not isinstance(question, str):
+        question = tuple(question)
     token = _asked.set(question)
     try:
         yield
@@ -36,9 +41,14 @@ def asking(question: str) -> Iterator[None]:
         _asked.reset(token)
 
 
-def asked() -> str | None:
-    """The question of the innermost `asking` block, or None."""
-    return _asked.get()
+def asked(prompt: int = 0) -> str | None:
+    """What the innermost `asking` block says of a prompt, by its place in the batch, or None."""
+    said = _asked.get()
+    if not isinstance(said, tuple):
+        return said
+    if prompt >= len(said):
+        raise ValueError(f"question: got {len(said)}, wanted one for each prompt of the batch")
+    return said[prompt]
 
 
 class QuestionTokenizer:
@@ -47,13 +57,18 @@ class QuestionTokenizer:
     Args:
         max_length: tokens at most, the two special ones included; what is too long loses its
             beginning, as a question's point tends to stand at its end.
-        vocabulary: a file with one WordPiece a line; None: the bundled bert-base-uncased, to
-            which InstructBLIP adds "[DEC]" as its last id (30522).
+        vocabulary: WordPieces, or a file with one a line; None: the bundled bert-base-uncased.
+            To a file's InstructBLIP adds "[DEC]" as the last id (30522 of BERT's).
     """
 
-    def __init__(self, max_length: int = 256, vocabulary: str | Path | None = None) -> None:
+    def __init__(
+        self, max_length: int = 256, vocabulary: str | Path | Sequence[str] | None = None
+    ) -> None:
         self.max_length = max_length
-        self._tokenizer = _word_piece(Path(vocabulary) if vocabulary else VOCABULARY)
+        if vocabulary is None or isinstance(vocabulary, str | Path):
+            self._tokenizer = _word_piece_of(Path(vocabulary or VOCABULARY))
+        else:
+            self._tokenizer = word_piece(vocabulary)
         self._cls, self._sep = (self._tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]"))
 
     @property
@@ -70,10 +85,13 @@ class QuestionTokenizer:
 
 
 @cache
-def _word_piece(vocabulary: Path) -> Tokenizer:
-    words = vocabulary.read_text(encoding="utf-8").splitlines()
-    if "[DEC]" not in words:
-        words.append("[DEC]")
+def _word_piece_of(file: Path) -> Tokenizer:
+    words = file.read_text(encoding="utf-8").splitlines()
+    return word_piece(words if "[DEC]" in words else [*words, "[DEC]"])
+
+
+def word_piece(words: Sequence[str]) -> Tokenizer:
+    """BERT's uncased tokenizer over these WordPieces, whose places are their ids."""
     model = WordPiece(
         {word: i for i, word in enumerate(words)}, unk_token="[UNK]", max_input_chars_per_word=100
     )

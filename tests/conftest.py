@@ -22,3 +22,6 @@ settings.load_profile("ci" if os.environ.get("CI") else "desk")
 
 # Tiny models: threads cost more than they bring.
 torch.set_num_threads(1)
+
+# Several folders have a conftest.py, which looking for doctests would import under one name.
+collect_ignore_glob = ["**/conftest.py"]

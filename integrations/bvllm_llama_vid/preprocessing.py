@@ -68,13 +68,14 @@ class LlamaVidProcessor:
 
         The first question is asked about the visual input; a question may hold `<image>` itself.
         """
-        text = self.system
+        image = f"{IMAGE_TOKEN}\n" if IMAGE_TOKEN not in turns[0] else ""
+        return self.conversation([image + turns[0], *turns[1:]])
+
+    def conversation(self, turns: Sequence[str]) -> str:
+        """The same of turns that say themselves where a visual input stands, if there is one."""
+        text = f"{self.system} "
         for i, turn in enumerate(turns):
-            if i % 2:
-                text += f" {turn}</s>"
-            else:
-                image = f"{IMAGE_TOKEN}\n" if i == 0 and IMAGE_TOKEN not in turn else ""
-                text += f"{' ' if i == 0 else ''}USER: {image}{turn} ASSISTANT:"
+            text += f" {turn}</s>" if i % 2 else f"USER: {turn} ASSISTANT:"
         return text
 
     def pixels(self, frames: npt.NDArray[np.uint8], *, pad: bool = False) -> Tensor:

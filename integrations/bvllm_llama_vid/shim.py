@@ -6,7 +6,7 @@ import copy
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ from bvllm_llama_vid.encoding import encode, features_of
 from bvllm_llama_vid.inputs import VisualRow, is_placeholder, visual_rows
 from bvllm_llama_vid.preprocessing import LlamaVidProcessor, tokenizer_of
 from bvllm_llama_vid.prompt_tokenizer import IMAGE_TOKEN
+
+if TYPE_CHECKING:
+    from bvllm_llama_vid.training import LlamaVidTraining
 
 # The first user turn of upstream's conversation formats: vicuna_v1 and llava_v1, or llama_2.
 _USER_TURN = re.compile(r"USER:(.*?)ASSISTANT:|\[INST\](.*?)\[/INST\]", re.DOTALL)
@@ -109,7 +112,7 @@ class Overrides:
         labels: Tensor | None,
     ) -> list[str]:
         """For each of a row's `count` placeholders."""
-        said = asked()
+        said = asked(row.row)
         if said is not None:
             return [said] * count
         if row.prompts is None:
@@ -163,6 +166,12 @@ class LlamaVidHost:
 
     def processor(self, folder: Path) -> LlamaVidProcessor:
         return LlamaVidProcessor.load(Path(folder))
+
+    def training(self, processor: LlamaVidProcessor) -> LlamaVidTraining:
+        """See `bvllm_adapters.training.host.HostTraining`."""
+        from bvllm_llama_vid.training import LlamaVidTraining
+
+        return LlamaVidTraining(processor)
 
     def config(self, model: Any) -> BalancedTokenizerConfig:
         sizes = qformer_sizes(model.config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,7 +13,11 @@ from bvllm_adapters.video import Video
 from bvllm_qwen2.chat import VIDEO_TOKEN, without_placeholders
 from bvllm_qwen2.modeling import BvllmQwen2ForConditionalGeneration
 from bvllm_qwen2.processing import BvllmQwen2Processor
-from bvllm_qwen2.tiny import tiny_model
+
+DEMO = Path(__file__).parent / "demo"
+
+if TYPE_CHECKING:
+    from bvllm_qwen2.training import BvllmQwen2Training
 
 
 class Unchanged:
@@ -44,14 +48,20 @@ class BvllmQwen2Host:
         return loaded
 
     def demo(self) -> tuple[BvllmQwen2ForConditionalGeneration, BvllmQwen2Processor]:
-        """A tiny model with random weights, for `bvllm demo`."""
-        return tiny_model()
+        """The small trained model that ships; see its card in demo/README.md."""
+        return self.load(DEMO, dtype=torch.float32), self.processor(DEMO)
 
     def processor(self, folder: Path) -> BvllmQwen2Processor:
         processor: BvllmQwen2Processor = BvllmQwen2Processor.from_pretrained(
             folder, local_files_only=True
         )
         return processor
+
+    def training(self, processor: BvllmQwen2Processor) -> BvllmQwen2Training:
+        """See `bvllm_adapters.training.host.HostTraining`."""
+        from bvllm_qwen2.training import BvllmQwen2Training
+
+        return BvllmQwen2Training(processor)
 
     def config(self, model: BvllmQwen2ForConditionalGeneration) -> BalancedTokenizerConfig:
         return model.config.balanced_tokenizer_config

@@ -27,6 +27,7 @@ from bvllm_videollama2.prompts import question_in, text_tokenizer
 
 if TYPE_CHECKING:
     from bvllm_videollama2.preprocessing import Videollama2Processor
+    from bvllm_videollama2.training import Videollama2Training
 
 # Fields of mm_qformer_config that size the Q-Formers, as their published configs name them.
 _QFORMER = {
@@ -127,6 +128,12 @@ class Videollama2Host:
 
         return Videollama2Processor.from_folder(folder)
 
+    def training(self, processor: Videollama2Processor) -> Videollama2Training:
+        """See `bvllm_adapters.training.host.HostTraining`."""
+        from bvllm_videollama2.training import Videollama2Training
+
+        return Videollama2Training(processor)
+
     def config(self, model: Any) -> BalancedTokenizerConfig:
         """The paper's settings in this model's widths.
 
@@ -189,7 +196,7 @@ def _question(
     model: Any, input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor | None, row: int
 ) -> str:
     """What a prompt asks."""
-    text = asked()
+    text = asked(row)
     if text is not None:
         return text
     return question_in(

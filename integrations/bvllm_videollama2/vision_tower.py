@@ -71,6 +71,11 @@ class VisionTower(nn.Module):
             )
         self.vision_tower = encoder if hasattr(encoder, "vision_model") else _Level(encoder)
         self.requires_grad_(False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> VisionTower:
+        """Modifications: stays in evaluation mode."""
+        return super().train(False)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:

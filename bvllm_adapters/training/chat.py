@@ -1,0 +1,61 @@
+"""A conversation as ids in the host's chat format, and which of them are to be learned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bvllm_adapters.question import IGNORED_LABEL
+from bvllm_adapters.training.conversations import Row, RowError
+from bvllm_adapters.training.host import HostTraining
+
+
+def tokenized(row: Row, host: HostTraining, max_length: int) -> tuple[Tensor, Tensor]:
+    """(L,) input_ids and (L,) labels of a row: each answer and the token that ends it.
+
+    What an answer is begins where the ids of the conversation up to it leave those of the
+    conversation with it, so it is split from its question as a model that answers would have it.
+
+    Args:
+        max_length: ids at most, before visual tokens come in; what is longer loses its end.
+
+    Raises:
+        RowError: where the chat format changes what was said before, a placeholder would be cut
+            off, or nothing is left to learn.
+    """
+    ids: list[int] = []
+    labels: list[int] = []
+    for end in range(2, len(row.turns) + 1, 2):
+        asked = host.ids(host.prompt(row.turns[: end - 1]))
+        answered = host.ids(host.prompt(row.turns[:end]))
+        begin = _shared(asked, answered)
+        if _shared(ids, answered) < len(ids) or begin < len(ids):
+            raise RowError("the chat format writes earlier turns differently once there are more")
+        labels += [IGNORED_LABEL] * (begin - len(labels))
+        labels += _ended(answered[begin:], host)
+        ids = answered
+    found = sum(i in host.placeholders for i in ids)
+    if found != len(row.media):
+        raise RowError(f"got {found} placeholders in the prompt, wanted {len(row.media)} as media")
+    ids, labels = ids[:max_length], labels[:max_length]
+    left = sum(i in host.placeholders for i in ids)
+    if left < found:
+        raise RowError(f"max_length: got {max_length}, which cuts off an image or video")
+    if all(label == IGNORED_LABEL for label in labels):
+        raise RowError(f"max_length: got {max_length}, which leaves no answer to learn")
+    return torch.tensor(ids), torch.tensor(labels)
+
+
+def _shared(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many ids two prompts begin with in common."""
+    length = min(len(a), len(b))
+    return next((i for i in range(length) if a[i] != b[i]), length)
+
+
+def _ended(answer: list[int], host: HostTraining) -> list[int]:
+    """The labels of an answer: itself up to the last token that ends it, nothing behind."""
+    ends = [i for i, token in enumerate(answer) if token in host.end_ids]
+    kept = ends[-1] + 1 if ends else len(answer)
+    return answer[:kept] + [IGNORED_LABEL] * (len(answer) - kept)

@@ -1,0 +1,71 @@
+"""Plain values of a config file, checked: errors name the field, what came, what was wanted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def check_number(
+    name: str,
+    value: object,
+    *,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    below: float = math.inf,
+) -> None:
+    """A finite number, `least` or more, more than `above` and less than `below`."""
+    bounds = {">=": least, ">": above, "<": below}
+    wanted = " and ".join(
+        f"{sign} {bound:g}" for sign, bound in bounds.items() if abs(bound) < math.inf
+    )
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        hint = ""
+        if isinstance(value, str):
+            hint = " (YAML takes 1e-3 for text: write 1.0e-3 or 0.001)"
+        raise TypeError(f"{name}: got {value!r}, wanted a number {wanted}{hint}")
+    if not (least <= value < below and value > above and math.isfinite(value)):
+        raise ValueError(f"{name}: got {value}, wanted a number {wanted}")
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}: got {value!r}, wanted one of {list(choices)}")
+
+
+def check_names(values: Mapping[str, Any], known: Sequence[str], needed: Sequence[str]) -> None:
+    """No unknown name, and none that is needed missing."""
+    unknown = sorted(map(str, set(values) - set(known)))
+    if unknown:
+        raise ValueError(f"config: got unknown names {unknown}, wanted some of {list(known)}")
+    missing = [name for name in needed if name not in values]
+    if missing:
+        raise ValueError(f"config: got no {', '.join(missing)}, wanted {list(needed)}")
+
+
+def text(name: str, value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{name}: got {value!r}, wanted a folder or hub id")
+    return value
+
+
+def path(name: str, value: object) -> Path:
+    if not isinstance(value, str | Path) or not str(value):
+        raise ValueError(f"{name}: got {value!r}, wanted a path")
+    return Path(value)
+
+
+def several(name: str, value: object, choices: Sequence[str] | None = None) -> tuple[str, ...]:
+    """A list of names, each of them one of `choices`, if there are any."""
+    given = tuple(value) if isinstance(value, list | tuple) else (value,)
+    wrong = [
+        one
+        for one in given
+        if not isinstance(one, str) or (choices is not None and one not in choices)
+    ]
+    if wrong or isinstance(value, str):
+        wanted = "a list of names" if choices is None else f"a list of some of {list(choices)}"
+        raise ValueError(f"{name}: got {value!r}, wanted {wanted}")
+    return tuple(map(str, given))

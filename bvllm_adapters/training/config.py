@@ -1,0 +1,211 @@
+"""What a run of training is made of: one frozen record, checked when made, kept as YAML."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+
+from bvllm_adapters.config import BalancedTokenizerConfig, check_count
+from bvllm_adapters.training import checks
+from bvllm_adapters.training.lora_settings import LoraSettings, lora_settings
+from bvllm_adapters.training.rows import Source, sources_of
+
+Stage = Literal["alignment", "instruction"]
+Schedule = Literal["linear", "cosine", "constant"]
+Precision = Literal["bf16", "fp32"]
+PARTS = ("frame_selector", "spatial_sampler", "projection")
+NEEDED = ("stage", "model", "data", "output", "learning_rate", "schedule", "global_batch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """One stage of training. Paths are relative to where the command runs.
+
+    Args:
+        stage: "alignment" trains parts of the BalancedTokenizer; "instruction" all of it, and a
+            LoRA of the language model. The vision tower never trains.
+        model: folder or hub id of the host. base: what it changes, if it is a LoRA or projector.
+        adapter: folder to begin with, of an earlier stage; None: a new BalancedTokenizer, or the
+            native host's own.
+        tokenizer: settings of a new one, see `BalancedTokenizerConfig`; beside an adapter only
+            max_tokens, in place of its own.
+        instructblip: folder or file of InstructBLIP's weights, with which its Q-Formers begin.
+        data: for each JSON file of conversations its `file`, and the folder that its `media` are
+            named from (left out: the file's own).
+        output: folder for checkpoints and the trained adapter.
+        train: in alignment, some of frame_selector, spatial_sampler and projection.
+        fps, max_frames: of videos. max_length: ids of a row before visual tokens come in.
+        learning_rate, schedule, weight_decay: of AdamW. max_grad_norm: 0: no clipping.
+        warmup: share of the steps in which the learning rate rises.
+        global_batch: rows of a step on all devices together. batch_per_device: rows at a time;
+            what is left is accumulated.
+        epochs: times that each row is seen. max_steps: fewer than those make.
+        lora: see `LoraSettings`; alignment has none.
+        precision: "bf16": frozen weights and arithmetic in bfloat16, trained weights in float32.
+        gradient_checkpointing: activations are computed again instead of kept.
+        deepspeed: a DeepSpeed JSON file.
+        workers: processes that decode, per device.
+        max_skipped: share of unreadable or malformed rows beyond which a run stops.
+        save_every, log_every: steps. keep: checkpoints.
+        report_to: as transformers names them, such as ["tensorboard"].
+        seed: of the order of rows, of noise and of new weights.
+
+    Raises:
+        TypeError, ValueError: naming the field, what came and what was wanted.
+    """
+
+    stage: Stage
+    model: str
+    data: tuple[Source, ...]
+    output: Path
+    learning_rate: float
+    schedule: Schedule
+    global_batch: int
+    base: str | None = None
+    adapter: str | None = None
+    tokenizer: Mapping[str, Any] = field(default_factory=dict)
+    instructblip: str | None = None
+    train: tuple[str, ...] = ()
+    fps: float = 1.0
+    max_frames: int | None = None
+    max_length: int = 2048
+    warmup: float = 0.03
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    batch_per_device: int = 1
+    epochs: float = 1.0
+    max_steps: int | None = None
+    lora: LoraSettings | None = None
+    precision: Precision = "bf16"
+    gradient_checkpointing: bool = True
+    deepspeed: Path | None = None
+    workers: int = 4
+    max_skipped: float = 0.01
+    save_every: int = 500
+    keep: int | None = 2
+    log_every: int = 10
+    report_to: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__
+        checks.check_choice("stage", self.stage, get_args(Stage))
+        checks.check_choice("schedule", self.schedule, get_args(Schedule))
+        checks.check_choice("precision", self.precision, get_args(Precision))
+        for name in ("model", "base", "adapter", "instructblip"):
+            if name == "model" or getattr(self, name) is not None:
+                checks.text(name, getattr(self, name))
+        for name in ("output", "deepspeed"):
+            if name == "output" or getattr(self, name) is not None:
+                put(self, name, checks.path(name, getattr(self, name)))
+        for name in "global_batch batch_per_device max_length save_every log_every".split():
+            check_count(name, getattr(self, name))
+        for name in ("max_frames", "max_steps", "keep"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
+        for name in ("workers", "seed"):
+            check_count(name, getattr(self, name), least=0)
+        for name in ("learning_rate", "fps", "epochs"):
+            checks.check_number(name, getattr(self, name), above=0)
+        for name in ("weight_decay", "max_grad_norm"):
+            checks.check_number(name, getattr(self, name), least=0)
+        for name in ("warmup", "max_skipped"):
+            checks.check_number(name, getattr(self, name), least=0, below=1)
+        if not isinstance(self.gradient_checkpointing, bool):
+            got = self.gradient_checkpointing
+            raise TypeError(f"gradient_checkpointing: got {got!r}, wanted True or False")
+        put(self, "data", sources_of(self.data))
+        put(self, "report_to", checks.several("report_to", self.report_to))
+        put(self, "train", checks.several("train", self.train, PARTS))
+        self._check_stage()
+        self._check_tokenizer()
+
+    def _check_stage(self) -> None:
+        put = object.__setattr__
+        if self.stage == "instruction":
+            if self.train not in ((), PARTS):
+                raise ValueError(f"train: got {list(self.train)} in instruction, wanted all parts")
+            put(self, "train", PARTS)
+            put(self, "lora", lora_settings(self.lora or {}))
+            return
+        put(self, "train", self.train or ("frame_selector", "projection"))
+        if self.lora is not None:
+            raise ValueError(f"lora: got {self.lora} in alignment, wanted none")
+
+    def _check_tokenizer(self) -> None:
+        if not isinstance(self.tokenizer, Mapping):
+            raise ValueError(f"tokenizer: got {self.tokenizer!r}, wanted settings by name")
+        known = [setting.name for setting in fields(BalancedTokenizerConfig)]
+        if self.adapter is not None:
+            known = ["max_tokens"]
+            if self.instructblip is not None:
+                raise ValueError("instructblip: got it beside adapter, wanted one to begin with")
+        unknown = sorted(set(self.tokenizer) - set(known))
+        if unknown:
+            raise ValueError(f"tokenizer: got {unknown}, wanted some of {known}")
+
+    def accumulation(self, devices: int) -> int:
+        """How many batches of each device make a step.
+
+        Raises:
+            ValueError: where no number of them makes the global batch.
+        """
+        at_once = devices * self.batch_per_device
+        if self.global_batch % at_once:
+            raise ValueError(
+                f"global_batch: got {self.global_batch}, wanted a multiple of {at_once}: "
+                f"{devices} devices with batch_per_device={self.batch_per_device}"
+            )
+        return self.global_batch // at_once
+
+    def steps(self, rows: int) -> int:
+        """How many whole steps so many rows make.
+
+        Raises:
+            ValueError: for fewer rows than a step takes.
+        """
+        steps = math.floor(rows * self.epochs / self.global_batch)
+        if steps == 0:
+            raise ValueError(
+                f"data: got {rows} rows for {self.epochs:g} epochs, "
+                f"wanted enough for a global_batch of {self.global_batch}"
+            )
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainingConfig:
+        """Of plain values by name; an unknown or missing name is a ValueError."""
+        checks.check_names(values, [each.name for each in fields(cls)], NEEDED)
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The reverse of `from_dict`, in what YAML can hold."""
+        return {name: _plain(value) for name, value in asdict(self).items()}
+
+    @classmethod
+    def load(cls, file: str | Path) -> TrainingConfig:
+        """Of a YAML file; a file that cannot be read is a ValueError that names it."""
+        try:
+            values = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"config: {file}: cannot be read ({error})") from error
+        if not isinstance(values, Mapping):
+            raise ValueError(f"config: {file}: got {type(values).__name__}, wanted names, values")
+        return cls.from_dict(values)
+
+    def save(self, file: Path) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False), encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return str(value) if isinstance(value, Path) else value

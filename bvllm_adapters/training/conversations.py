@@ -1,0 +1,138 @@
+"""A row of training data: a conversation about images and videos, as LLaVA's JSON has it.
+
+LLaVA, Valley, Video-LLaVA, VideoLLaMA2 and LLaMA-VID publish their data in this one format:
+
+    [{"id": "0", "video": "valley/1.mp4", "conversations": [
+        {"from": "human", "value": "<video>\\nWhat happens?"},
+        {"from": "gpt", "value": "A rabbit wakes up."}]}, ...]
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Kind = Literal["image", "video"]
+TAGS: dict[str, Kind] = {"<image>": "image", "<video>": "video"}
+TAG = re.compile("|".join(TAGS))
+
+
+class RowError(ValueError):
+    """A row that is not as it should be; says what came and what was wanted."""
+
+
+@dataclass(frozen=True)
+class Medium:
+    """An image or a video of a row."""
+
+    kind: Kind
+    path: Path
+
+    @property
+    def tag(self) -> str:
+        """What stands for it in a conversation."""
+        return f"<{self.kind}>"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One conversation.
+
+    Args:
+        name: file, place in it and id, for messages.
+        turns: what human and model say in turn, the human first and the model last. The human's
+            hold a tag "<image>" or "<video>" for each medium.
+        media: what the tags stand for, in reading order.
+    """
+
+    name: str
+    turns: tuple[str, ...]
+    media: tuple[Medium, ...] = ()
+
+    @property
+    def question(self) -> str:
+        """What the first turn asks, without tags: all that the Q-Formers are told."""
+        return TAG.sub("", self.turns[0]).strip()
+
+
+def parse(raw: Any, media: Path, name: str) -> Row:
+    """One object of the JSON as a Row.
+
+    - A turn's only tag goes to its beginning, as the hosts' own prompts have it; media that no tag
+      stands for go before the first question. A tag takes the next medium of its kind or, where a
+      row has media of one kind only, the next one (LLaMA-VID's data say "<image>" of videos).
+    - What a model says before the first question, and a last question without answer, are left out.
+
+    Raises:
+        RowError: what cannot be learned from.
+    """
+    if not isinstance(raw, Mapping):
+        raise RowError(f"got {type(raw).__name__}, wanted an object with conversations")
+    turns = _turns(raw.get("conversations"))
+    paths = {kind: _paths(raw, kind) for kind in TAGS.values()}
+    if any(TAG.search(answer) for answer in turns[1::2]):
+        raise RowError(
+            "conversations: got <image> or <video> in an answer, wanted it in a question"
+        )
+    tags = [tag for turn in turns for tag in TAG.findall(turn)]
+    present = [kind for kind, found in paths.items() if found]
+    if not tags and len(present) == 1:
+        tags = [f"<{present[0]}>"] * len(paths[present[0]])
+        turns[0] = "".join(tags) + turns[0]
+    kinds = [present[0] if len(present) == 1 else TAGS[tag] for tag in tags]
+    for kind, found in paths.items():
+        if kinds.count(kind) != len(found):
+            raise RowError(
+                f"{kind}: got {len(found)}, wanted {kinds.count(kind)}, one for each tag in "
+                "conversations"
+            )
+    waiting = {kind: iter(found) for kind, found in paths.items()}
+    found_media = tuple(Medium(kind, media / next(waiting[kind])) for kind in kinds)
+    named = iter(found_media)
+    questions = [_arranged(TAG.sub(lambda _: next(named).tag, turn)) for turn in turns[::2]]
+    both = zip(questions, turns[1::2], strict=True)
+    return Row(name, tuple(turn for pair in both for turn in pair), found_media)
+
+
+def _turns(conversations: Any) -> list[str]:
+    """What human and model say in turn, stripped, from the first question to the last answer."""
+    if not isinstance(conversations, Sequence) or isinstance(conversations, str):
+        raise RowError(f"conversations: got {type(conversations).__name__}, wanted a list of turns")
+    turns: list[tuple[str, str]] = []
+    for i, turn in enumerate(conversations):
+        speaker, text = (
+            (turn.get("from"), turn.get("value")) if isinstance(turn, Mapping) else (None, None)
+        )
+        if speaker not in ("human", "gpt") or not isinstance(text, str):
+            raise RowError(
+                f"conversations[{i}]: got {str(turn)[:80]!r}, "
+                'wanted {"from": "human" or "gpt", "value": text}'
+            )
+        if turns and turns[-1][0] == speaker:
+            raise RowError(f"conversations[{i}]: got two turns of {speaker!r} in a row")
+        turns.append((speaker, text.strip()))
+    if turns and turns[0][0] == "gpt":
+        del turns[0]
+    if turns and turns[-1][0] == "human":
+        del turns[-1]
+    if not turns:
+        raise RowError("conversations: got no question with an answer, wanted one or more")
+    return [text for _, text in turns]
+
+
+def _paths(raw: Mapping[str, Any], kind: Kind) -> list[str]:
+    value = raw.get(kind)
+    paths = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(paths, Sequence) or not all(isinstance(p, str) and p for p in paths):
+        raise RowError(f"{kind}: got {value!r}, wanted a path, or a list of them")
+    return list(paths)
+
+
+def _arranged(turn: str) -> str:
+    tags = TAG.findall(turn)
+    if len(tags) != 1:
+        return turn.strip()
+    return f"{tags[0]}\n{TAG.sub('', turn).strip()}".strip()

@@ -1,0 +1,136 @@
+"""A look at a run before it starts: files, decoded samples, lengths, and what would be trained."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Generator, Iterator
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from bvllm_adapters.config import plan
+from bvllm_adapters.hosts import TOKENIZER
+from bvllm_adapters.question import IGNORED_LABEL
+from bvllm_adapters.training.chat import tokenized
+from bvllm_adapters.training.config import TrainingConfig
+from bvllm_adapters.training.conversations import Row, RowError
+from bvllm_adapters.training.host import Example, HostTraining
+from bvllm_adapters.training.rows import Rows
+from bvllm_adapters.training.run import checked_rows, prepared
+from bvllm_adapters.training.samples import Samples, Skipped
+from bvllm_adapters.training.stages import parameter_counts
+
+SHOWN = 10  # samples, and names of missing files
+COUNTED = 1000  # rows whose ids are counted
+
+
+def dry_run(config: TrainingConfig) -> Iterator[str]:
+    """What a run would do, line by line; nothing is written.
+
+    Raises:
+        ValueError: as the run itself would, and for more missing files than `max_skipped` allows.
+    """
+    rows = checked_rows(config)
+    yield from _rows(rows)
+    missing = yield from _files(rows)
+    model, host = prepared(config)
+    yield from _parameters(model)
+    yield from _steps(config, len(rows))
+    yield from _samples(config, rows, model, host)
+    yield from _lengths(config, rows, host)
+    if len(missing) > config.max_skipped * len(rows):
+        raise ValueError(
+            f"data: got {len(missing)} of {len(rows)} rows without their files, "
+            f"wanted {config.max_skipped:.2%} at most (max_skipped)"
+        )
+
+
+def _rows(rows: Rows) -> Iterator[str]:
+    kinds: Counter[str] = Counter()
+    turns: Counter[int] = Counter()
+    for row in rows:
+        kinds["+".join(sorted({medium.kind for medium in row.media})) or "text"] += 1
+        turns[len(row.turns) // 2] += 1
+    yield f"rows       {len(rows)}, and {len(rows.malformed)} malformed"
+    yield from (f"           malformed: {name}" for name in rows.malformed[:SHOWN])
+    yield f"           {', '.join(f'{n} {kind}' for kind, n in sorted(kinds.items()))}"
+    yield f"           {', '.join(f'{n} of {k} turns' for k, n in sorted(turns.items())[:SHOWN])}"
+
+
+def _files(rows: Rows) -> Generator[str, None, list[Row]]:
+    paths = {medium.path for row in rows for medium in row.media}
+    gone = {path for path in paths if not os.path.exists(path)}
+    missing = [row for row in rows if any(medium.path in gone for medium in row.media)]
+    yield f"files      {len(paths)}, of which {len(gone)} are missing"
+    yield from (f"           missing: {path}" for path in sorted(gone)[:SHOWN])
+    return missing
+
+
+def _parameters(model: nn.Module) -> Iterator[str]:
+    counts = parameter_counts(model)
+    yield f"trained    {sum(trained for _, trained, _ in counts):,} parameters"
+    yield from (
+        f"           {part:16} {trained:15,} of {all_:15,}" for part, trained, all_ in counts
+    )
+
+
+def _steps(config: TrainingConfig, rows: int) -> Iterator[str]:
+    yield (
+        f"steps      {config.steps(rows)} of {config.global_batch} rows; on one device "
+        f"{config.accumulation(1)} batches of {config.batch_per_device} each"
+    )
+
+
+def _samples(config: TrainingConfig, rows: Rows, model: Any, host: HostTraining) -> Iterator[str]:
+    samples = Samples.of(config, rows, host)
+    settings = getattr(model, TOKENIZER).config
+    for index in _evenly(len(rows), SHOWN):
+        sample = samples[0, index]
+        if isinstance(sample, Skipped):
+            yield f"sample     cannot be read: {sample}"
+            continue
+        yield f"sample     {sample.name}"
+        yield f"           question: {sample.question[:100]!r}"
+        yield f"           {_counts(sample)}, {_visuals(sample, settings)}"
+
+
+def _counts(example: Example) -> str:
+    learned = int((example.labels != IGNORED_LABEL).sum())
+    return f"{len(example.input_ids)} ids, {learned} of them learned"
+
+
+def _visuals(example: Example, settings: Any) -> str:
+    if not example.visuals:
+        return "no visual tokens"
+    frames = [len(visual.pixels) for visual in example.visuals]
+    shown = ", ".join(
+        f"{visual.kind} of {count} frames" if visual.kind == "video" else "image"
+        for visual, count in zip(example.visuals, frames, strict=True)
+    )
+    return f"{shown}: {plan(settings, frames)} visual tokens at most"
+
+
+def _lengths(config: TrainingConfig, rows: Rows, host: HostTraining) -> Iterator[str]:
+    """Of ids without visual tokens, and of those that are learned."""
+    ids, learned, over = [], [], 0
+    indices = _evenly(len(rows), COUNTED)
+    for row in (rows[index] for index in indices):
+        try:
+            row_ids, labels = tokenized(row, host, max_length=10**9)
+        except RowError as error:
+            yield f"           {row.name}: {error}"
+            continue
+        ids.append(len(row_ids))
+        learned.append(int((labels != IGNORED_LABEL).sum()))
+        over += len(row_ids) > config.max_length
+    yield f"lengths    of {len(ids)} rows; {over} have more than max_length={config.max_length} ids"
+    for name, counts in (("ids", ids), ("learned", learned)):
+        if counts:
+            at = np.percentile(counts, [0, 50, 95, 100]).round().astype(int)
+            yield "           {:8} least {}, median {}, 95 % up to {}, most {}".format(name, *at)
+
+
+def _evenly(count: int, most: int) -> list[int]:
+    return sorted({int(i) for i in np.linspace(0, count - 1, min(count, most)).round()})

@@ -1,0 +1,122 @@
+"""transformers' Trainer, taught what a run of ours holds: an adapter, skipped rows, own noise."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device  # type: ignore[import-untyped]
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from transformers import Trainer
+from transformers.trainer import SCHEDULER_NAME
+
+from bvllm_adapters.hosts import TOKENIZER, base_model, save_adapter
+from bvllm_adapters.noise import noise_from
+from bvllm_adapters.question import asking
+from bvllm_adapters.training.dummy_video import zero_of
+from bvllm_adapters.training.samples import Samples, ShuffledRows
+from bvllm_adapters.training.stages import restore
+
+FEW = 1000  # rows; the share of skipped ones is taken of as many at least, or one would be too many
+
+log = logging.getLogger("bvllm_adapters")
+
+
+class AdapterTrainer(Trainer):
+    """Modifications of transformers.Trainer:
+    - rows come in an order that depends on the seed alone, the same for any number of devices
+    - each visual input draws its noise from a seed of its own
+    - skipped rows are named, counted and logged, and too many of them are an error
+    - a batch gives every trained weight a gradient, of zeros if it has no use for it
+    - checkpoints hold the adapter instead of the model, with DeepSpeed too
+
+    Args:
+        samples: what is trained on. draws: how many rows a whole run takes.
+        max_skipped: share of them that may be skipped. kwargs: of the Trainer.
+    """
+
+    model: Any
+    lr_scheduler: Any
+
+    def __init__(self, *, samples: Samples, draws: int, max_skipped: float, **kwargs: Any) -> None:
+        super().__init__(train_dataset=samples, **kwargs)
+        self.samples = samples
+        self.draws = draws
+        self.max_skipped = max_skipped
+        self.drawn = 0
+        self.skipped = 0
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any]:
+        return ShuffledRows(len(self.samples), self.draws, self.samples.seed)
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Modifications: to the device only. With DeepSpeed, the Trainer would put times and
+        pixels into bfloat16."""
+        prepared: dict[str, Any] = send_to_device(inputs, self.args.device)
+        return prepared
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The loss of a batch's answers, over the number of answer tokens of the whole step."""
+        inputs = dict(inputs)
+        self._count(inputs.pop("drawn"), inputs.pop("skipped"))
+        if isinstance(num_items_in_batch, Tensor):
+            num_items_in_batch = num_items_in_batch.clamp_min(1)  # all rows may have been skipped
+        inputs["use_cache"] = False
+        zero = zero_of(getattr(base_model(self.model), TOKENIZER))
+        with asking(inputs.pop("questions")), noise_from(inputs.pop("seeds")):
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        loss = loss + zero
+        return (loss, outputs) if return_outputs else loss
+
+    def _count(self, drawn: int, skipped: list[str]) -> None:
+        self.drawn += drawn
+        self.skipped += len(skipped)
+        for row in skipped:
+            log.warning("skipped %s", row)
+        of = max(self.drawn, min(FEW, len(self.samples)))
+        if self.skipped > self.max_skipped * of:
+            raise ValueError(
+                f"data: got {self.skipped} unreadable rows of {self.drawn}, wanted "
+                f"{self.max_skipped:.2%} of {of} at most (max_skipped); the last: {skipped[-1]}"
+            )
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        super().log({**logs, "skipped_rows": self.skipped}, *args, **kwargs)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if self.args.should_save:
+            save_adapter(self.model, output_dir or str(self.args.output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        restore(self.model, resume_from_checkpoint)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_deepspeed_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        engine: Any = self.model_wrapped
+        engine.save_checkpoint(output_dir, exclude_frozen_parameters=True)
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
+    ) -> Any:
+        """Modifications: a DeepSpeed checkpoint lacks the frozen weights, which are here."""
+        prepare: Any = super()._prepare_for_training
+        if resume_from_checkpoint is None or not self.is_deepspeed_enabled:
+            return prepare(max_steps, train_dataloader, resume_from_checkpoint)
+        prepared = prepare(max_steps, train_dataloader, None)
+        engine: Any = self.model_wrapped
+        engine.load_checkpoint(resume_from_checkpoint, load_module_strict=False)
+        self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared
