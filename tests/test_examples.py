@@ -1,8 +1,15 @@
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+import bvllm_adapters as bvllm
+from bvllm_adapters.evaluation.shipped import with_baselines
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -14,3 +21,25 @@ def test_property_test_budget(tmp_path):
     )  # fmt: skip
     assert out.returncode == 0, out.stderr
     assert "no budget was exceeded" in out.stdout
+
+
+@pytest.mark.slow
+def test_the_demo_can_be_trained(tmp_path):
+    """All four stages, a few steps of each, into a folder that the library loads and measures."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for method in ("bvllm", "two_tokens"):
+        out = subprocess.run(
+            [
+                sys.executable, EXAMPLES / "train_demo.py", "--scale", "0.02", "--method", method,
+                "--out", tmp_path / "demo", "--work", tmp_path / "work",
+            ],
+            capture_output=True, text=True, check=True, env=environment,
+        ).stdout  # fmt: skip
+        for stage in ("tower", "reading") if method == "bvllm" else ("reading",):
+            losses = [float(loss) for loss in re.findall(rf"{stage} .*loss (\d+\.\d+)", out)]
+            assert losses[-1] < losses[0], out
+    assert "tower" not in out  # it was kept
+    model = bvllm.load(tmp_path / "demo")
+    assert list(with_baselines(model, tmp_path / "demo")) == ["bvllm", "two_tokens"]
+    answer = bvllm.ask(model, EXAMPLES / "needles.mp4", "What digit is red?", max_new_tokens=4)
+    assert answer.trace.num_tokens <= 16

@@ -1,0 +1,1 @@
+"""Measuring a model: the needle task, what it is compared with, and intervals."""

@@ -1,0 +1,605 @@
+"""Train the model that ships as `bvllm demo` from scratch, on a CPU, and what it is compared with.
+
+    python examples/train_demo.py                       # the demo model, into ./demo
+    python examples/train_demo.py --method uniform      # a baseline, into ./demo/baselines
+
+Four stages, each of which is kept in --work and not run again if it is there:
+
+1. tower      classify digit, colour and place in single frames; frozen from then on. It stands
+              for a pretrained vision encoder.
+2. reading    sampler, projection and language model answer questions about a few frames, all of
+              which are kept. It stands for a pretrained sampler and language model.
+3. selection  the frame selector alone learns to cover the frames that are asked about (the paper's
+              first stage; its loss is the language model's, ours knows which frames those are).
+4. joint      all but the tower learn from the answers alone, frames chosen with Gumbel noise
+              (the paper's second stage), under budgets drawn at random.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from needle_bank import COLOR_NAMES, Bank, Example, examples, make_clips
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import Qwen2Config
+
+from bvllm_adapters.budget_merger import merge_to
+from bvllm_adapters.evaluation.methods import METHODS, build_method
+from bvllm_adapters.features import VisualTokens
+from bvllm_adapters.frame_selector import FrameSelector
+from bvllm_adapters.needle import COLORS, PLACES, Haystack, Question, draw_needle, draw_scenes
+from bvllm_adapters.question import pad
+from bvllm_adapters.splice import splice
+from bvllm_adapters.tiny_tokenizer import tiny_tokenizer
+from bvllm_qwen2 import (
+    BvllmQwen2Config,
+    BvllmQwen2ForConditionalGeneration,
+    BvllmQwen2Processor,
+    TimmVisionConfig,
+)
+from bvllm_qwen2.processing import image_processor_for
+
+WORDS = [
+    *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "<|endoftext|>", "<|im_end|>", "user", "assistant"),
+    *("what", "which", "where", "how", "many", "is", "are", "the", "digit", "digits", "color"),
+    *("came", "first", "or", "?", ",", "top", "bottom", "left", "right"),
+    *map(str, range(10)),
+    *COLORS,
+]
+CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{{- '<|im_start|>' ~ message.role ~ '\n' ~ message.content ~ '<|im_end|>\n' -}}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
+)
+IMAGE_SIZE = 64
+WIDTH = 96  # of all parts
+NEEDLES = range(2, 9)  # in a video that is trained on
+LENGTHS = (16, 32, 64)  # frames of such a video
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How long each stage takes."""
+
+    clips: int = 500  # of 96 frames, for tower and bank
+    tower: int = 3000
+    reading: int = 2000
+    selection: int = 400
+    joint: int = 600
+
+    def scaled(self, factor: float) -> Steps:
+        scaled = Steps(*(max(2, round(steps * factor)) for steps in vars(self).values()))
+        # Fewer would not show each digit in each colour at each place.
+        return replace(scaled, clips=max(100, scaled.clips))
+
+
+def build(method: str, seed: int) -> tuple[BvllmQwen2ForConditionalGeneration, BvllmQwen2Processor]:
+    """An untrained model of the demo's size, which spends its budget by this method."""
+    torch.manual_seed(seed)
+    vision = TimmVisionConfig(
+        "xcit_nano_12_p16_224",
+        image_size=IMAGE_SIZE,
+        hidden_size=WIDTH,
+        model_args={
+            "img_size": IMAGE_SIZE,
+            "embed_dim": WIDTH,
+            "depth": 3,
+            "cls_attn_layers": 2,
+            "num_heads": 4,
+        },
+    )
+    tokenizer = tiny_tokenizer(words=WORDS)
+    processor = BvllmQwen2Processor(
+        image_processor_for(vision),
+        tokenizer,
+        chat_template=CHAT_TEMPLATE,
+        question_vocabulary=WORDS,
+    )
+    config = BvllmQwen2Config(
+        text_config=Qwen2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=WIDTH,
+            intermediate_size=WIDTH * 5 // 2,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            tie_word_embeddings=True,
+            initializer_range=0.05,
+            bos_token_id=tokenizer.pad_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        ),
+        vision_config=vision,
+        balanced_tokenizer={
+            "num_frames": 4,
+            "tokens_per_frame": 4,
+            "max_tokens": 16,
+            "qformer_width": WIDTH,
+            "qformer_layers": 2,
+            "qformer_heads": 4,
+            "cross_attention_frequency": 1,
+            "vocab_size": len(WORDS),
+            "vocabulary": WORDS,
+            "max_question_tokens": 32,
+            "straight_through": True,
+        },
+        image_token_id=processor.image_token_id,
+        video_token_id=processor.video_token_id,
+        initializer_range=0.05,
+    )
+    model = BvllmQwen2ForConditionalGeneration(config)
+    if method != "bvllm":
+        model.balanced_tokenizer = build_method(method, config.balanced_tokenizer_config)
+    return model, processor
+
+
+# 1. The tower
+
+
+def shrink(frames: np.ndarray) -> Tensor:
+    """(T, H, W, 3) uint8 -> (T, 3, S, S) uint8, as the processor resizes them."""
+    size = (IMAGE_SIZE, IMAGE_SIZE)
+    small = [Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC) for frame in frames]
+    return torch.from_numpy(np.stack([np.asarray(frame) for frame in small])).permute(0, 3, 1, 2)
+
+
+def normalized(pixels: Tensor, processor: BvllmQwen2Processor) -> Tensor:
+    """uint8 pixels -> what the tower takes."""
+    mean, std = (
+        torch.tensor(values).view(3, 1, 1)
+        for values in (processor.image_processor.image_mean, processor.image_processor.image_std)
+    )
+    return (pixels.float() / 255 - mean) / std
+
+
+class FrameLabels(nn.Module):
+    """Reads digit, colour, place and presence of a needle off a feature, linearly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = nn.Linear(WIDTH, 10 + len(COLORS) + len(PLACES) + 1)
+
+    def loss(self, feature: Tensor, shown: Tensor) -> Tensor:
+        """(B, C) features, (B, 3) labels, -1 where there is no needle."""
+        here = shown[:, 0] >= 0
+        *attributes, present = self.heads(feature).split([10, len(COLORS), len(PLACES), 1], dim=1)
+        loss = F.binary_cross_entropy_with_logits(present[:, 0], here.float())
+        for i, logits in enumerate(attributes):
+            loss = loss + F.cross_entropy(logits[here], shown[here, i])
+        return loss
+
+
+def train_tower(
+    model: BvllmQwen2ForConditionalGeneration,
+    processor: BvllmQwen2Processor,
+    clips: tuple[Tensor, Tensor],
+    steps: int,
+    seed: int,
+    *,
+    batch: int = 128,
+) -> None:
+    """Half of each batch are frames of the clips, half are drawn anew; all are bent a little.
+
+    The weights that stay are an exponential moving average.
+    """
+    encoder = model.vision_tower.encoder
+    pixels, shown = clips
+    rng = np.random.default_rng([seed, 1])
+    of_cls, of_patches = FrameLabels(), FrameLabels()
+    encoder.requires_grad_(True).train()
+    average = torch.optim.swa_utils.AveragedModel(
+        encoder, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995), use_buffers=True
+    )
+    parameters = [*encoder.parameters(), *of_cls.parameters(), *of_patches.parameters()]
+
+    def loss() -> Tensor:
+        picked = torch.from_numpy(rng.integers(len(pixels), size=batch // 2))
+        drawn, drawn_shown = draw_frames(rng, batch - len(picked))
+        frames = bent(normalized(torch.cat([pixels[picked], drawn]), processor), rng)
+        labels = torch.cat([shown[picked], drawn_shown])
+        tokens = encoder.forward_features(frames)
+        return of_cls.loss(tokens[:, 0], labels) + 0.5 * of_patches.loss(
+            tokens[:, 1:].mean(dim=1), labels
+        )
+
+    optimize(
+        "tower", loss, parameters, steps=steps, lr=3e-3, weight_decay=0.05,
+        after=lambda: average.update_parameters(encoder),
+    )  # fmt: skip
+    encoder.load_state_dict(average.module.state_dict())
+    model.vision_tower.freeze()
+
+
+def draw_frames(rng: np.random.Generator, count: int) -> tuple[Tensor, Tensor]:
+    """(count, 3, S, S) uint8 frames, three of four with a needle, and what they show."""
+    frames, shown = [], []
+    for _ in range(count):
+        needles = ()
+        about = [-1, -1, -1]
+        if rng.random() < 0.75:
+            digit, color = int(rng.integers(10)), int(rng.integers(len(COLOR_NAMES)))
+            needles = (
+                draw_needle(
+                    rng, digit=digit, color=COLOR_NAMES[color], start=0, length=1, split="train"
+                ),
+            )
+            about = [digit, color, PLACES.index(needles[0].place)]
+        still = Haystack(1, draw_scenes(rng, 1, "train"), needles, ())
+        frames += still.render([0.0], IMAGE_SIZE)
+        shown.append(about)
+    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2), torch.tensor(shown)
+
+
+def bent(frames: Tensor, rng: np.random.Generator) -> Tensor:
+    """Each frame turned, sheared, scaled and moved a little: other hands, as it were."""
+    turn, shear, wide, high, x, y = torch.from_numpy(
+        rng.uniform(-1, 1, (6, len(frames))).astype(np.float32)
+    )
+    turn = 0.25 * turn
+    affine = torch.stack(
+        [
+            turn.cos() * (1 + 0.15 * wide), 0.2 * shear - turn.sin(), 0.03 * x,
+            turn.sin(), turn.cos() * (1 + 0.15 * high), 0.03 * y,
+        ],
+        dim=1,
+    ).view(-1, 2, 3)  # fmt: skip
+    grid = F.affine_grid(affine, list(frames.shape), align_corners=False)
+    return F.grid_sample(frames, grid, padding_mode="reflection", align_corners=False)
+
+
+# 2. to 4. What reads, chooses, and both
+
+
+class Learner:
+    """A model, a bank of what its tower saw, and what the two are asked."""
+
+    def __init__(
+        self,
+        model: BvllmQwen2ForConditionalGeneration,
+        processor: BvllmQwen2Processor,
+        bank: Bank,
+        seed: int,
+    ) -> None:
+        self.model, self.processor, self.bank = model, processor, bank
+        self.tokenizer = model.balanced_tokenizer
+        self.rng = np.random.default_rng([seed, 2])
+        self.prompt = cache(self._prompt)
+        self.streams: dict[tuple[int, int], Iterator[Example]] = {}
+
+    def examples(self, count: int, num_frames: int | None = None) -> list[Example]:
+        """About videos of this length, or of two frames a needle and a few more."""
+        found = []
+        for _ in range(count):
+            needles = int(self.rng.choice(NEEDLES))
+            key = num_frames or 2 * needles + 4, needles
+            if key not in self.streams:
+                self.streams[key] = examples(
+                    self.bank, self.rng, num_frames=key[0], needles=key[1], split="train"
+                )
+            found.append(next(self.streams[key]))
+        return found
+
+    def read(self, labels: FrameLabels, match: nn.Linear) -> Callable[[float], Tensor]:
+        """Loss of answers about M frames, all of which are kept; M grows as training goes on.
+
+        As BLIP-2's Q-Former learns to tell whether an image matches a text, the sampler learns
+        beside it, through `match`, whether a frame is asked about, and through `labels` what it
+        shows.
+        """
+        config = self.tokenizer.config
+        sampler: Any = self.tokenizer.spatial_sampler
+
+        def loss(done: float) -> Tensor:
+            most = 1 if done < 0.1 else 2 if done < 0.25 else config.num_frames
+            # Mostly as many as there will be, so that most questions can be asked.
+            kept = most if self.rng.random() < 0.5 else int(self.rng.integers(1, most + 1))
+            batch = [e for e in self.examples(96) if len(e.shows) <= kept <= len(e.frames)][:64]
+            few = [self._few_frames(example, kept) for example in batch]
+            frames = torch.from_numpy(np.stack([frames for frames, _ in few])).flatten()
+            asked_about = torch.from_numpy(np.stack([asked for _, asked in few])).flatten()
+            patches = self.bank.patches[frames].float()
+            ids, mask = self._questions(batch)
+            tokens = sampler.read(
+                sampler.norm(patches),
+                ids.repeat_interleave(kept, dim=0),
+                mask.repeat_interleave(kept, dim=0),
+            )
+            mean = tokens.mean(dim=1)
+            beside = labels.loss(mean, self.bank.shown[frames])
+            beside = beside + F.binary_cross_entropy_with_logits(
+                match(mean)[:, 0], asked_about.float()
+            )
+            left = int(self.rng.integers(1, tokens.shape[1] + 1))
+            tokens = self.tokenizer.projection(merge_to(tokens, left)[0])
+            answers = self._answer_loss(batch, tokens.view(len(batch), kept * left, -1))
+            return answers + 0.3 * (1 - done) * beside
+
+        return loss
+
+    def _few_frames(self, example: Example, kept: int) -> tuple[np.ndarray, np.ndarray]:
+        """(kept,) frames of the bank, one of each needle asked about, others at random.
+
+        And (kept,) whether each shows one asked about.
+        """
+        wanted = [int(self.rng.choice(positions)) for positions in example.shows]
+        others = np.setdiff1d(np.arange(len(example.frames)), wanted)
+        more = self.rng.choice(others, size=kept - len(wanted), replace=False)
+        picked = np.sort(np.concatenate([wanted, more]).astype(int))
+        return example.frames[picked], np.isin(picked, [p for of in example.shows for p in of])
+
+    def cover(self) -> Callable[[float], Tensor]:
+        """-log of the probability that some choice shows a needle, over the needles asked about.
+
+        Softmaxed scores are the probabilities of choices by Gumbel-argmax.
+        """
+        selector = self.tokenizer.frame_selector
+        assert isinstance(selector, FrameSelector)
+
+        def loss(done: float) -> Tensor:
+            batch = self.examples(64, int(self.rng.choice(LENGTHS)))
+            cls = self.bank.cls[torch.from_numpy(np.stack([e.frames for e in batch]))].float()
+            chosen = selector.batch_scores(cls, *self._questions(batch)).softmax(dim=2)
+            missed = [
+                (1 - chosen[i][:, positions].sum(dim=1)).clamp_min(1e-6).log().sum()
+                for i, example in enumerate(batch)
+                for positions in example.shows
+            ]
+            return -torch.log1p(1e-6 - torch.stack(missed).exp()).mean()
+
+        return loss
+
+    def answer_softly(self) -> Callable[[float], Tensor]:
+        """As `answer`, with soft choices that grow hard and videos that grow long.
+
+        So a selector learns from the answers alone, who never hears which frames are asked about.
+        """
+        selector = self.tokenizer.frame_selector
+        assert isinstance(selector, FrameSelector)
+
+        def loss(done: float) -> Tensor:
+            selector.straight_through, hard = False, selector.straight_through
+            selector.temperature, final = 0.1**done, selector.temperature
+            lengths = LENGTHS[:1] if done < 0.5 else LENGTHS[:2]
+            value = self.answer(lengths)(done)
+            selector.straight_through, selector.temperature = hard, final
+            return value
+
+        return loss
+
+    def answer(self, lengths: Sequence[int] = LENGTHS) -> Callable[[float], Tensor]:
+        """Loss of answers through the whole tokenizer, under a budget drawn at random."""
+        most = self.tokenizer.config.max_tokens or 0
+        generator = torch.Generator().manual_seed(int(self.rng.integers(2**62)))
+
+        def loss(done: float) -> Tensor:
+            batch = self.examples(32, int(self.rng.choice(lengths)))
+            budget = most if self.rng.random() < 0.4 else int(self.rng.integers(4, most + 1))
+            tokens: list[VisualTokens] = self.tokenizer(
+                [self.bank.features(example.frames) for example in batch],
+                [example.question.text for example in batch],
+                max_tokens=budget,
+                generator=generator,
+            )
+            return self._answer_loss(batch, [video.tokens for video in tokens])
+
+        return loss
+
+    def _questions(self, batch: Sequence[Example]) -> tuple[Tensor, Tensor]:
+        return pad([self.tokenizer.question_tokenizer(e.question.text) for e in batch])
+
+    def _answer_loss(self, batch: Sequence[Example], tokens: Iterable[Tensor]) -> Tensor:
+        prompts = [self.prompt(example.question) for example in batch]
+        ids, mask = pad([ids for ids, _ in prompts])
+        labels = torch.full_like(ids, -100)
+        for row, (prompt, asked) in zip(labels, prompts, strict=True):
+            row[asked : len(prompt)] = prompt[asked:]
+        spliced = splice(
+            ids,
+            self.model.get_input_embeddings(),
+            list(tokens),
+            self.model.placeholders,
+            attention_mask=mask.long(),
+            labels=labels,
+        )
+        loss: Tensor = self.model.language_model(
+            inputs_embeds=spliced.inputs_embeds,
+            attention_mask=spliced.attention_mask,
+            position_ids=spliced.position_ids,
+            labels=spliced.labels,
+        ).loss
+        return loss
+
+    def _prompt(self, question: Question) -> tuple[Tensor, int]:
+        """Ids of the question with its answer, and how many of them are the question's."""
+        asked = self.processor.apply_chat_template(
+            [{"role": "user", "content": f"<video>\n{question.text}"}], add_generation_prompt=True
+        )
+        before = self.processor.tokenizer(asked)["input_ids"]
+        after = self.processor.tokenizer(f"{question.answer}<|im_end|>")["input_ids"]
+        return torch.tensor(before + after), len(before)
+
+
+def optimize(
+    name: str,
+    loss: Callable[..., Tensor],
+    parameters: Sequence[nn.Parameter] | list[dict[str, Any]],
+    *,
+    steps: int,
+    lr: float,
+    weight_decay: float = 0.01,
+    after: Callable[[], object] = lambda: None,
+) -> None:
+    """AdamW, cosine from `lr` to 3 % of it after a warm-up, gradients clipped at 1."""
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: (
+            min(1, (step + 1) / min(100, 1 + steps // 10))
+            * (0.03 + 0.97 * (1 + math.cos(math.pi * min(1, step / steps))) / 2)
+        ),
+    )
+    all_parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    began, recent = time.monotonic(), []
+    for step in range(steps):
+        value = loss() if name == "tower" else loss(step / steps)
+        optimizer.zero_grad()
+        value.backward()
+        nn.utils.clip_grad_norm_(all_parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        after()
+        recent = [*recent[-49:], value.item()]
+        if (step + 1) % 100 == 0 or step in (0, steps - 1):
+            mean, seconds = sum(recent) / len(recent), time.monotonic() - began
+            told = f"{name:<9} {step + 1:>5} of {steps}  loss {mean:.4f}  {seconds:.0f} s"
+            print(told, flush=True)
+
+
+def train(
+    method: str, *, seed: int, work: Path, steps: Steps
+) -> tuple[BvllmQwen2ForConditionalGeneration, BvllmQwen2Processor]:
+    """All stages that are not in `work` yet."""
+    model, processor = build(method, seed)
+    bank = see_all(model, processor, work, steps)
+    # Methods that sample frames alike have learnt to read alike.
+    reader = {"no_question": "bvllm", "random": "uniform"}.get(method, method)
+    learn(model, processor, bank, name=method, reader=reader, seed=seed, work=work, steps=steps)
+    return model, processor
+
+
+def learn(
+    model: BvllmQwen2ForConditionalGeneration,
+    processor: BvllmQwen2Processor,
+    bank: Bank,
+    *,
+    name: str,
+    reader: str,
+    seed: int,
+    work: Path,
+    steps: Steps,
+    covering: bool = True,
+) -> None:
+    """Stages 2 to 4 of the model called `name`; its reading stage is that of `reader`.
+
+    Args:
+        covering: False: the selector learns from the answers alone.
+    """
+    learner = Learner(model, processor, bank, seed)
+    tokenizer = model.balanced_tokenizer
+    readers = (tokenizer.spatial_sampler, tokenizer.projection, model.language_model)
+    choosers = [m for m in (tokenizer.frame_selector,) if isinstance(m, FrameSelector)]
+    model.train()
+
+    def reading() -> None:
+        labels, match = FrameLabels(), nn.Linear(WIDTH, 1)
+        parameters = _parameters(*readers, labels, match)
+        optimize("reading", learner.read(labels, match), parameters, steps=steps.reading, lr=2e-3)
+
+    def selection() -> None:
+        parameters = _parameters(*choosers)
+        if covering:
+            optimize("selection", learner.cover(), parameters, steps=steps.selection, lr=2e-3)
+        else:
+            optimize("selection", learner.answer_softly(), parameters, steps=steps.joint, lr=2e-3)
+
+    def joint() -> None:
+        groups = [
+            {"params": _parameters(*readers)},
+            # Else the noise of the choice undoes what the selector knows.
+            {"params": _parameters(*choosers), "lr": 5e-5},
+        ]
+        optimize("joint", learner.answer(), groups, steps=steps.joint, lr=5e-4)
+
+    _once(work / f"reading_{reader}_{seed}.safetensors", nn.ModuleList(readers), reading)
+    if choosers:
+        _once(work / f"selection_{name}_{seed}.safetensors", choosers[0], selection)
+    both = nn.ModuleList([*readers, *choosers])
+    _once(work / f"joint_{name}_{seed}.safetensors", both, joint)
+    model.eval()
+
+
+def see_all(
+    model: BvllmQwen2ForConditionalGeneration,
+    processor: BvllmQwen2Processor,
+    work: Path,
+    steps: Steps,
+    seed: int = 0,
+) -> Bank:
+    """A trained tower, the same whatever the seed of the rest, and what it sees."""
+    work.mkdir(parents=True, exist_ok=True)
+
+    def tower() -> None:
+        train_tower(model, processor, clips(), steps.tower, seed)
+
+    clips = cache(lambda: make_clips(steps.clips, split="train", seed=seed, shrink=shrink))
+    _once(work / "tower.safetensors", model.vision_tower, tower)
+    if not (work / "bank.safetensors").exists():
+        see(model, processor, clips()).save(work / "bank.safetensors")
+    return Bank.load(work / "bank.safetensors")
+
+
+def see(
+    model: BvllmQwen2ForConditionalGeneration,
+    processor: BvllmQwen2Processor,
+    clips: tuple[Tensor, Tensor],
+) -> Bank:
+    model.vision_tower.chunk_size = 256
+    return Bank.fill(*clips, lambda pixels: model.vision_tower(normalized(pixels, processor)))
+
+
+def _once(file: Path, module: nn.Module, run: Callable[[], None]) -> None:
+    """Run a stage and keep the module that it trained, or take it from the file."""
+    if file.exists():
+        module.load_state_dict(load_file(file))
+        return
+    run()
+    state = {name: tensor.contiguous().clone() for name, tensor in module.state_dict().items()}
+    save_file(state, file.with_suffix(".part"))
+    file.with_suffix(".part").rename(file)
+
+
+def _parameters(*modules: nn.Module) -> list[nn.Parameter]:
+    return [parameter for module in modules for parameter in module.parameters()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--method", choices=METHODS, default="bvllm")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("demo"))
+    parser.add_argument("--work", type=Path, default=Path("demo-work"), help="finished stages")
+    parser.add_argument("--scale", type=float, default=1.0, help="of all stages' steps")
+    options = parser.parse_args()
+    model, processor = train(
+        options.method, seed=options.seed, work=options.work, steps=Steps().scaled(options.scale)
+    )
+    model.half()
+    if options.method == "bvllm":
+        model.save_pretrained(options.out)
+        processor.save_pretrained(options.out)
+    else:
+        folder = options.out / "baselines"
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {
+            name: tensor.contiguous()
+            for name, tensor in model.state_dict().items()
+            if not name.startswith("vision_tower.") and name != "language_model.lm_head.weight"
+        }
+        save_file(state, folder / f"{options.method}.safetensors")
+
+
+if __name__ == "__main__":
+    main()
