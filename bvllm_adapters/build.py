@@ -6,11 +6,11 @@ from torch import nn
 
 from bvllm_adapters.config import BalancedTokenizerConfig
 from bvllm_adapters.frame_selector import FrameSelector
-from bvllm_adapters.qformer import QFormer
+from bvllm_adapters.qformer import POSITIONS, QFormer
 from bvllm_adapters.spatial_sampler import SpatialSampler
 
 
-def build_qformer(config: BalancedTokenizerConfig) -> QFormer:
+def build_qformer(config: BalancedTokenizerConfig, *, positions: int = POSITIONS) -> QFormer:
     return QFormer(
         width=config.qformer_width,
         heads=config.qformer_heads,
@@ -19,6 +19,7 @@ def build_qformer(config: BalancedTokenizerConfig) -> QFormer:
         visual_width=config.vision_width,
         cross_attention_frequency=config.cross_attention_frequency,
         vocab_size=config.vocab_size,
+        positions=positions,
     )
 
 

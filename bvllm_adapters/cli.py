@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-DEMO_VIDEO = Path(__file__).parent / "data" / "big_buck_bunny.mp4"
-DEMO_QUESTION = "What does the rabbit do?"
-DEMO_WARNING = (
-    "The demo's model is small and its weights are random: the words of the answer mean nothing,\n"
-    "and neither does which frames it chose. Frames, times, token counts and seconds are real."
+DEMO_NOTE = (
+    "This is the demo's own small model. It was trained on the needle task alone and knows no\n"
+    "other words; `bvllm evaluate needle` measures how well it does. --model takes another."
 )
 
 
@@ -38,17 +37,41 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    demo = command("demo", _demo, "answer a question about a sample video with a small model")
+    demo = command(
+        "demo", _demo, "answer a question about a sample video with a small trained model"
+    )
     _asking(demo)
 
     ask = command("ask", _ask, "answer a question about a video")
     ask.add_argument("video", help="video file, image file or folder of frames")
     ask.add_argument("question")
-    ask.add_argument("--model", help="folder or hub id; without it, the demo's random model")
+    ask.add_argument("--model", help="folder or hub id; without it, the demo's model")
     _asking(ask)
 
     hosts = command("hosts", _hosts, "list the model classes that installed hosts serve")
     hosts.add_argument("--check", action="store_true", help="import each; exit 1 if one fails")
+
+    train = command("train", _train, "train a BalancedTokenizer, and its host's language model")
+    train.add_argument(
+        "config", help="YAML file; examples/training has one for each host and stage"
+    )
+    train.add_argument("--dry-run", action="store_true", help="check files, show samples, stop")
+    train.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+
+    evaluate = command("evaluate", _evaluate, "measure accuracy on generated videos")
+    evaluate.add_argument("task", choices=["needle"], help="needle: see bvllm_adapters.needle")
+    evaluate.add_argument("--model", help="folder or hub id; without it, the demo's model")
+    evaluate.add_argument("--seed", type=int, default=0, help="of the videos (0)")
+    evaluate.add_argument("--videos", type=int, default=60, help="of each length (60)")
+    evaluate.add_argument("--needles", type=int, default=3, help="in each video, 2 to 10 (3)")
+    evaluate.add_argument(
+        "--frames",
+        type=_counts,
+        default=[32, 64, 128, 256, 512],
+        help="lengths of the videos at 1 fps (32,64,128,256,512)",
+    )
+    evaluate.add_argument("--max-tokens", type=int, help="budget of visual tokens")
+    evaluate.add_argument("--json", type=Path, help="write the rows to this file")
 
     plan = command("plan", _plan, "how many visual tokens a video gives at most")
     plan.add_argument("frames", type=int, help="frames that are read, at 1 fps: its seconds")
@@ -58,6 +81,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _counts(text: str) -> list[int]:
+    """ "32,64" -> [32, 64]"""
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {text!r}, wanted counts as 32,64") from None
+
+
 def _asking(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-tokens", type=int, help="budget of visual tokens")
     parser.add_argument("--fps", type=float, default=1.0, help="frames read per second (1)")
@@ -65,9 +96,23 @@ def _asking(parser: argparse.ArgumentParser) -> None:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    options.video, options.question, options.model = DEMO_VIDEO, DEMO_QUESTION, None
-    print(f"video     {DEMO_VIDEO.name} (c) Blender Foundation, CC BY 3.0")
-    return _ask(options)
+    from bvllm_adapters.needle import DEMO_VIDEO, demo_haystack
+
+    haystack = demo_haystack()
+    question = haystack.questions[0]
+    options.video, options.question, options.model = DEMO_VIDEO, question.text, None
+    print(f"video     {DEMO_VIDEO.name}: {len(haystack.needles)} digits, each for a second or two,")
+    print(f"          in {haystack.num_frames} s of photographs that the model has not seen")
+    told = _ask(options)
+    (asked,) = (haystack.needles[i] for i in question.needles)
+    print(
+        f"\nThe right answer is {question.answer}: a {asked.color} {asked.digit} shows "
+        f"{asked.place} from second {asked.start} to {asked.start + asked.length}."
+    )
+    print("Ask it more, of any video of this kind:")
+    for other in haystack.questions[1:]:
+        print(f'  bvllm ask examples/{DEMO_VIDEO.name} "{other.text}"')
+    return told
 
 
 def _ask(options: argparse.Namespace) -> int:
@@ -75,13 +120,8 @@ def _ask(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from bvllm_adapters.conversation import ask
-    from bvllm_adapters.hosts import find_host, load
 
-    if options.model is None:
-        native: Any = find_host("BvllmQwen2ForConditionalGeneration")
-        model, processor = native.demo()
-    else:
-        model, processor = load(options.model), None
+    model, processor = _load(options.model)
     with tqdm(desc="decoding", unit="frame", leave=False, disable=None) as bar:
 
         def progress(done: int, total: int) -> None:
@@ -102,7 +142,7 @@ def _ask(options: argparse.Namespace) -> int:
     print(f"answer    {answer.text}\n")
     print(answer.trace)
     if options.model is None:
-        print(f"\n{DEMO_WARNING}")
+        print(f"\n{DEMO_NOTE}")
     return 0
 
 
@@ -120,6 +160,66 @@ def _hosts(options: argparse.Namespace) -> int:
                 failed, state = 1, f"  {error}"
         print(f"{info.name}  {info}{state}")
     return failed
+
+
+def _train(options: argparse.Namespace) -> int:
+    from bvllm_adapters.training.config import TrainingConfig
+
+    config = TrainingConfig.load(options.config)
+    if options.dry_run:
+        from bvllm_adapters.training.dry_run import dry_run
+
+        for line in dry_run(config):
+            print(line)
+        return 0
+    from bvllm_adapters.training.run import train
+
+    train(config, resume=options.resume)
+    print(f"adapter   {config.output}")
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from bvllm_adapters.evaluation.needle_accuracy import evaluate, table
+    from bvllm_adapters.evaluation.shipped import with_baselines
+
+    if options.json is not None and not options.json.parent.is_dir():
+        raise ValueError(f"--json: got {options.json}, wanted a file in a folder that is there")
+    model, processor = _load(options.model)
+    models = with_baselines(model, Path(getattr(model, "name_or_path", None) or "."))
+    with tqdm(total=len(options.frames) * options.videos, unit="video", disable=None) as bar:
+        rows = evaluate(
+            models,
+            processor,
+            frames=options.frames,
+            needles=options.needles,
+            videos=options.videos,
+            seed=options.seed,
+            max_tokens=options.max_tokens,
+            progress=bar.update,
+        )
+    print(table(rows))
+    if options.json is not None:
+        options.json.write_text(json.dumps([row.to_dict() for row in rows], indent=2) + "\n")
+    return 0
+
+
+def _load(source: str | None) -> tuple[Any, Any]:
+    """The model and its processor; None: the demo's."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from bvllm_adapters.conversation import processor_of
+    from bvllm_adapters.hosts import find_host, load
+
+    disable_progress_bar()
+    if source is None:
+        native: Any = find_host("BvllmQwen2ForConditionalGeneration")
+        model, processor = native.demo()
+        return model, processor
+    loaded = load(source)
+    return loaded, processor_of(loaded)
 
 
 def _plan(options: argparse.Namespace) -> int:

@@ -66,7 +66,7 @@ def ask(
         )
     host = host_of(base)
     if processor is None:
-        processor = host.processor(_checkpoint_folder(base))
+        processor = processor_of(base)
 
     with ledger() as seconds:
         if not isinstance(video, Video):
@@ -85,11 +85,13 @@ def ask(
     return Answer(text, Trace.of(tokens, max_tokens=budget, seconds=seconds))
 
 
-def _checkpoint_folder(model: nn.Module) -> Path:
-    folder = Path(str(getattr(model, "name_or_path", "") or ""))
+def processor_of(model: nn.Module) -> Any:
+    """Tokenizer and image processor that lie beside the checkpoint a model was loaded from."""
+    base = base_model(model)
+    folder = Path(str(getattr(base, "name_or_path", "") or ""))
     if not (folder / "config.json").is_file():
         raise ValueError(
             "processor: got None, and the model was not loaded from a folder that still holds "
             "one; wanted processor="
         )
-    return folder
+    return host_of(base).processor(folder)

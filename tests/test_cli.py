@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,27 +12,13 @@ ROOT = Path(__file__).parents[1]
 CLIP = str(ROOT / "examples" / "big_buck_bunny.mp4")
 
 
-def test_demo_answers_and_shows_where_from(capsys):
-    assert main(["demo", "--max-new-tokens", "4"]) == 0
-    out = capsys.readouterr().out
-    assert re.search(r"^answer    \S", out, re.MULTILINE)
-    assert "Big Buck" in out or "big_buck_bunny.mp4 (c) Blender Foundation" in out
-    chosen = int(re.search(r"frames    6 decoded, (\d+) chosen", out)[1])
-    rows = re.findall(r"^ +(\d) +(\d\.\d\d) +(\d) +(\d+)$", out, re.MULTILINE)
-    assert len(rows) == chosen
-    total, budget = re.search(r"(\d+) visual tokens of a budget of (\d+)", out).groups()
-    assert sum(int(tokens) for *_, tokens in rows) == int(total) <= int(budget)
-    assert re.search(r"decode \d.*encode \d.*answer \d", out)
-    assert "weights are random" in out
-
-
 @pytest.mark.parametrize(("fps", "decoded"), [("1", 6), ("2", 11)])
 def test_ask_keeps_the_budget_at_any_frame_rate(capsys, fps, decoded):
-    arguments = ["ask", CLIP, "Who?", "--max-tokens", "5", "--fps", fps, "--max-new-tokens", "3"]
+    arguments = ["ask", CLIP, "Who?", "--max-tokens", "3", "--fps", fps, "--max-new-tokens", "3"]
     assert main(arguments) == 0
     out = capsys.readouterr().out
     assert f"frames    {decoded} decoded" in out
-    assert "5 visual tokens of a budget of 5" in out
+    assert "3 visual tokens of a budget of 3" in out
 
 
 def test_ask_loads_a_model(tmp_path, capsys):
@@ -45,7 +30,7 @@ def test_ask_loads_a_model(tmp_path, capsys):
     assert main(["ask", CLIP, "Who?", "--model", str(tmp_path), "--max-new-tokens", "3"]) == 0
     out = capsys.readouterr().out
     assert "visual tokens of a budget of 32" in out
-    assert "random" not in out
+    assert "demo's own" not in out
 
 
 def test_problems_are_told_in_one_line(capsys, tmp_path):
@@ -91,4 +76,4 @@ def test_hosts_check_fails_for_a_broken_one(tmp_path, monkeypatch, capsys):
 def test_the_console_command_is_installed():
     command = Path(sys.executable).with_name("bvllm")
     out = subprocess.run([command, "--help"], capture_output=True, text=True, check=True).stdout
-    assert all(name in out for name in ("demo", "ask", "hosts", "plan"))
+    assert all(name in out for name in ("demo", "ask", "hosts", "train", "evaluate", "plan"))

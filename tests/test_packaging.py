@@ -59,6 +59,8 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel):
         assert f"bvllm_adapters/{needed}" in names
     clip = zipfile.ZipFile(wheel).getinfo("bvllm_adapters/data/big_buck_bunny.mp4")
     assert clip.file_size == (ROOT / "examples" / "big_buck_bunny.mp4").stat().st_size
+    for shipped in ("model.safetensors", "README.md", "baselines/uniform.safetensors"):
+        assert f"bvllm_qwen2/demo/{shipped}" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
@@ -76,7 +78,7 @@ def test_the_wheel_works_without_the_source_tree(wheel, tmp_path):
         "import bvllm_adapters, bvllm_qwen2\n"
         "print(bvllm_adapters.__file__, bvllm_qwen2.__file__)\n"
         "from bvllm_adapters.cli import main\n"
-        "raise SystemExit(main(['demo', '--max-new-tokens', '2']))\n"
+        "raise SystemExit(main(['demo']))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -85,4 +87,5 @@ def test_the_wheel_works_without_the_source_tree(wheel, tmp_path):
     assert done.returncode == 0, done.stderr
     files, rest = done.stdout.split("\n", 1)
     assert files.count(str(site)) == 2
-    assert "visual tokens of a budget of 32" in rest
+    assert "visual tokens of a budget of 16" in rest
+    assert "\nanswer    6\n" in rest

@@ -126,8 +126,9 @@ def build_method(method: str, config: BalancedTokenizerConfig) -> BalancedTokeni
     if method == "bvllm":
         return BalancedTokenizer(config)
     if method == "no_question":
+        wordless = replace(config, vocab_size=1, vocabulary=None)
         selector = BlindFrameSelector(
-            build_qformer(config),
+            build_qformer(wordless, positions=1),
             num_frames=config.num_frames,
             temperature=config.temperature,
             straight_through=config.straight_through,

@@ -48,5 +48,6 @@ def _baseline(method: str, model: nn.Module, file: Path) -> nn.Module:
         source=str(file),
         optional=lambda name: not name.startswith(TOKENIZER),
     )
+    baseline.tie_weights()  # what was copied is still tied to the copy's first weights
     baseline.eval()
     return baseline  # type: ignore[no-any-return]

@@ -14,12 +14,13 @@ from bvllm_adapters.cli import main
 from bvllm_adapters.evaluation.methods import METHODS
 from bvllm_adapters.evaluation.needle_accuracy import evaluate, table
 from bvllm_adapters.evaluation.shipped import with_baselines
+from bvllm_adapters.hosts import find_host
 from bvllm_adapters.needle import make_haystack
 
 
 @pytest.fixture(scope="module")
 def demo():
-    return bvllm.find_host("BvllmQwen2ForConditionalGeneration").demo()
+    return find_host("BvllmQwen2ForConditionalGeneration").demo()
 
 
 def test_rows_count_what_asking_gives(demo, tmp_path):
