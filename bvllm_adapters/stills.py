@@ -11,7 +11,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from bvllm_adapters.frames import Frames, Indices, VideoError
+from bvllm_adapters.frames import (
+    Choose,
+    Frames,
+    FrameSource,
+    Indices,
+    VideoError,
+    check_positions,
+)
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 ANIMATIONS = ("GIF", "PNG", "WEBP")
@@ -19,14 +26,25 @@ ANIMATIONS = ("GIF", "PNG", "WEBP")
 
 @dataclass(frozen=True)
 class Stills:
-    """Pictures that were frames already when they came to us."""
+    """Pictures that were frames already when they came to us; files among them are read late."""
 
     name: str
     names: Sequence[str]  # of each
     read: Callable[[int], Frames]
     is_image: bool = False
 
-    def load(self, chosen: Indices) -> Iterator[Frames]:
+    def source(self, fps: float, choose: Choose) -> FrameSource:
+        """The pictures that `choose` picks, taken as `fps` a second."""
+        count, step = len(self.names), 1.0 / fps
+        times = np.arange(count, dtype=np.float64) * step
+        chosen = choose(times, count * step)
+
+        def read(positions: Indices) -> Iterator[Frames]:
+            return self._of_one_size(chosen[check_positions(positions, len(chosen))])
+
+        return FrameSource(times[chosen], self.name, self.is_image, count, count * step, read)
+
+    def _of_one_size(self, chosen: Indices) -> Iterator[Frames]:
         first: Frames | None = None
         for i in chosen.tolist():
             frame = self.read(i)

@@ -1,7 +1,7 @@
 """Reading: a video file, image, folder, array or list of images -> frames with their times.
 
 The frames wanted are chosen by the times at which a source shows them, so a variable frame rate
-needs no special care; only those are kept.
+needs no special care. They are read one by one, or all into one array.
 """
 
 from __future__ import annotations
@@ -19,24 +19,38 @@ from PIL import Image
 
 from bvllm_adapters.config import check_count
 from bvllm_adapters.frames import (
+    FrameSource,
     Indices,
     Progress,
+    SourceChanged,
     Times,
     Video,
     VideoError,
     VideoWarning,
-    stack,
+    load,
 )
 from bvllm_adapters.stills import stills_at, stills_in
-from bvllm_adapters.video_file import read_file
+from bvllm_adapters.video_file import open_file
 
-__all__ = ["Video", "VideoError", "VideoWarning", "pick", "read_video"]
+__all__ = [
+    "FrameSource",
+    "SourceChanged",
+    "Video",
+    "VideoError",
+    "VideoWarning",
+    "open_source",
+    "pick",
+    "read_video",
+]
 
 SLACK = 1e-3  # s, by which a frame may come late: some containers round to milliseconds
 
 
+Source = str | os.PathLike[str] | npt.NDArray[Any] | Image.Image | Sequence[Image.Image] | Video
+
+
 def read_video(
-    source: str | os.PathLike[str] | npt.NDArray[Any] | Image.Image | Sequence[Image.Image],
+    source: Source,
     *,
     fps: float | None = 1.0,
     start: float | None = None,
@@ -51,7 +65,8 @@ def read_video(
     Args:
         source: a video file, an image file, a folder of image files (in natural order), a
             (T, H, W, 3) or (H, W, 3) uint8 array, a PIL image, or a list of PIL images. Folders,
-            arrays and lists are taken as sampled at `fps` already: all their frames are read.
+            arrays and lists are taken as sampled at `fps` already: all their frames are read. A
+            `Video` is taken whole, as it was read.
         fps: frames per second of video; None for every frame (and 1 for sampled sources).
         start: seconds from the first frame; None for the beginning.
         end: seconds from the first frame; None, or anything later than the end, for the end.
@@ -65,11 +80,34 @@ def read_video(
     Warns:
         VideoWarning: the file is truncated or damaged; says how much could be read.
     """
+    frames = open_source(source, fps=fps, start=start, end=end, max_frames=max_frames)
+    return load(frames, progress)
+
+
+def open_source(
+    source: Source,
+    *,
+    fps: float | None = 1.0,
+    start: float | None = None,
+    end: float | None = None,
+    max_frames: int | None = None,
+) -> FrameSource:
+    """Find the frames that `read_video` would read, without reading them.
+
+    Of a video file the packets are read, which takes a small part of the time of decoding, and 60
+    bytes of memory for each. Where they do not tell when its frames are shown, as in a truncated
+    file, it is decoded once without keeping a frame.
+
+    Args, Raises, Warns: see `read_video`. What of a file turns out to be damaged only when it is
+        decoded is raised, or warned of, while frames are read; see `FrameSource.read`.
+    """
     _check_number("fps", fps, "a finite number > 0", lambda value: 0 < value < math.inf)
     _check_number("start", start, "a finite number >= 0", lambda value: 0 <= value < math.inf)
     _check_number("end", end, f"more than start={start or 0}", lambda value: value > (start or 0))
     if max_frames is not None:
         check_count("max_frames", max_frames)
+    if isinstance(source, Video):
+        return FrameSource.of(source)
 
     def choose(times: Times, duration: float, fps: float | None) -> Indices:
         chosen = pick(times, duration, fps=fps, start=start, end=end, max_frames=max_frames)
@@ -82,15 +120,11 @@ def read_video(
         path = Path(source)
         stills = stills_at(path)
         if stills is None:
-            return read_file(path, lambda times, duration: choose(times, duration, fps), progress)
+            return open_file(path, lambda times, duration: choose(times, duration, fps))
     else:
         stills = stills_in(source)
         name = stills.name
-    count, step = len(stills.names), 1.0 / (fps or 1.0)
-    times = np.arange(count, dtype=np.float64) * step
-    chosen = choose(times, count * step, None)
-    frames = stack(stills.load(chosen), len(chosen), progress)
-    return Video(frames, times[chosen], name, stills.is_image, count, count * step)
+    return stills.source(fps or 1.0, lambda times, duration: choose(times, duration, None))
 
 
 def pick(

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from bvllm_adapters.prefetch import ahead
+from bvllm_adapters.trace import ledger, stage
+
+
+class Source:
+    """Counts what was made, and notes whether it was closed."""
+
+    def __init__(self, count: int, fail_at: int | None = None) -> None:
+        self.count, self.fail_at, self.made, self.closed = count, fail_at, 0, False
+
+    def items(self) -> Iterator[int]:
+        try:
+            for i in range(self.count):
+                if i == self.fail_at:
+                    raise KeyError("broken")
+                self.made += 1
+                yield i
+        finally:
+            self.closed = True
+
+
+def test_items_come_in_order_and_all_of_them():
+    source = Source(100)
+    with ahead(source.items(), 3) as items:
+        assert list(items) == list(range(100))
+    assert source.closed
+
+
+@pytest.mark.parametrize("depth", [1, 4])
+def test_no_more_than_depth_wait(depth):
+    source = Source(50)
+    with ahead(source.items(), depth) as items:
+        for taken in items:
+            time.sleep(0.002)
+            # One more is made, and held until there is room for it.
+            assert source.made <= taken + 1 + depth + 1
+
+
+def test_it_runs_beside_the_one_who_takes():
+    def slow() -> Iterator[int]:
+        for i in range(10):
+            time.sleep(0.03)
+            yield i
+
+    begin = time.perf_counter()
+    with ahead(slow(), 2) as items:
+        for _ in items:
+            time.sleep(0.03)
+    assert time.perf_counter() - begin < 0.5  # 0.6 one after the other
+
+
+def test_an_error_is_raised_where_items_are_taken():
+    source = Source(5, fail_at=3)
+    taken = []
+    with pytest.raises(KeyError, match="broken"), ahead(source.items(), 2) as items:
+        for item in items:
+            taken.append(item)
+    assert taken == [0, 1, 2] and source.closed
+
+
+def test_leaving_early_stops_the_thread_and_closes_the_source():
+    before = threading.active_count()
+    source = Source(10**9)
+    with pytest.raises(RuntimeError, match="enough"), ahead(source.items(), 2) as items:
+        for item in items:
+            if item == 3:
+                raise RuntimeError("enough")
+    assert source.closed and source.made < 20
+    assert threading.active_count() == before
+
+
+def test_stages_are_booked_in_the_ledger_that_is_open():
+    def staged() -> Iterator[int]:
+        for i in range(3):
+            with stage("decode", on_device=False):
+                time.sleep(0.01)
+            yield i
+
+    with ledger() as seconds, ahead(staged(), 2) as items:
+        list(items)
+    assert seconds["decode"] >= 0.03
