@@ -12,9 +12,15 @@ if TYPE_CHECKING:
     from bvllm_adapters.balanced_tokenizer import BalancedTokenizer as BalancedTokenizer
     from bvllm_adapters.budget_merger import BudgetMerger as BudgetMerger
     from bvllm_adapters.config import BalancedTokenizerConfig as BalancedTokenizerConfig
+    from bvllm_adapters.config import ScoutConfig as ScoutConfig
     from bvllm_adapters.config import plan as plan
     from bvllm_adapters.conversation import Answer as Answer
+    from bvllm_adapters.conversation import OpenVideo as OpenVideo
     from bvllm_adapters.conversation import ask as ask
+    from bvllm_adapters.conversation import ask_batch as ask_batch
+    from bvllm_adapters.conversation import load_video as load_video
+    from bvllm_adapters.conversation import open_video as open_video
+    from bvllm_adapters.encoding import Encoding as Encoding
     from bvllm_adapters.features import FrameFeatures as FrameFeatures
     from bvllm_adapters.features import Selection as Selection
     from bvllm_adapters.features import VisualTokens as VisualTokens
@@ -38,6 +44,7 @@ __version__ = "0.1.0"
 # In pipeline order: where each public name lives.
 _HOMES = {
     "BalancedTokenizerConfig": "config",
+    "ScoutConfig": "config",
     "read_video": "video",
     "Video": "video",
     "VideoError": "video",
@@ -57,7 +64,12 @@ _HOMES = {
     "unwrap": "hosts",
     "save_adapter": "hosts",
     "HostError": "hosts",
+    "Encoding": "encoding",
     "ask": "conversation",
+    "open_video": "conversation",
+    "load_video": "conversation",
+    "OpenVideo": "conversation",
+    "ask_batch": "conversation",
     "Answer": "conversation",
     "Trace": "trace",
 }

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bvllm_adapters.budget_merger import BudgetMerger, prompt_shares
-from bvllm_adapters.build import build_projection, build_sampler, build_selector
+from bvllm_adapters.build import build_projection, build_sampler, build_scout, build_selector
 from bvllm_adapters.checkpoint import load_strictly, read_tensors
 from bvllm_adapters.config import BalancedTokenizerConfig, check_count
 from bvllm_adapters.features import FrameFeatures, Selection, VisualTokens, mix
@@ -39,6 +39,8 @@ class BalancedTokenizer(nn.Module):
         frame_selector, temporal_merger, spatial_sampler, budget_merger, projection: a module of
             the same calling convention instead of the built one, or None to go without: all
             frames, no merging of frames, all patches, no limit, tokens as they are.
+        scout: what gives the features that frames are chosen by: called with the (k, 3, S, S)
+            pixels of the tower, and with the tower, it gives (k, C'). None: the tower does.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class BalancedTokenizer(nn.Module):
         spatial_sampler: nn.Module | None = _FROM_CONFIG,
         budget_merger: nn.Module | None = _FROM_CONFIG,
         projection: nn.Module | None = _FROM_CONFIG,
+        scout: nn.Module | None = _FROM_CONFIG,
     ) -> None:
         super().__init__()
         if budget_merger is None and config.max_tokens is not None:
@@ -58,6 +61,7 @@ class BalancedTokenizer(nn.Module):
             )
         self.config = config
         self.question_tokenizer = QuestionTokenizer(config.max_question_tokens, config.vocabulary)
+        self.scout = build_scout(config) if scout is _FROM_CONFIG else scout
         self.frame_selector = (
             build_selector(config) if frame_selector is _FROM_CONFIG else frame_selector
         )
@@ -111,19 +115,19 @@ class BalancedTokenizer(nn.Module):
         sources = [generator] * len(features)
         if generator is None:
             sources = generators(len(features), features[0].cls.device)
-        with stage("select"):
+        with stage("selector"):
             selections = [
-                self.select(video, text, source)
+                self.select(video, text, source, max_tokens)
                 for video, text, source in zip(features, texts, sources, strict=True)
             ]
-        with stage("merge frames"):
+        with stage("merge"):
             if self.temporal_merger is not None:
                 selections = [self.temporal_merger(selection) for selection in selections]
-        with stage("sample"):
+        with stage("sampler"):
             frames = self.sample(features, selections, texts)
-        with stage("fit budget"):
+        with stage("budget"):
             tokens = self.fit(frames, selections, prompts, max_tokens)
-        with stage("project"):
+        with stage("projection"):
             projected = self.project(tokens)
         return [
             replace(video_tokens, seconds=video.seconds)
@@ -131,15 +135,27 @@ class BalancedTokenizer(nn.Module):
         ]
 
     def select(
-        self, video: FrameFeatures, text: Tensor, generator: torch.Generator | None = None
+        self,
+        video: FrameFeatures,
+        text: Tensor,
+        generator: torch.Generator | None = None,
+        max_tokens: int | None = None,
     ) -> Selection:
-        """Choose frames of one video; an image has nothing to choose from."""
+        """Choose frames of one video; an image has nothing to choose from.
+
+        Args:
+            max_tokens: the budget, which limits a number of frames that follows the scores.
+        """
         if self.frame_selector is None:
             return Selection.everything(video.num_frames, video.cls.device)
         if video.num_frames == 1:
             return Selection.single_frame(self.config.num_frames, video.cls.device)
+        limit = {}
+        if self.config.frame_count != "fixed":
+            most = self.config.max_frames or max_tokens or self.config.most_frames
+            limit = {"max_frames": most}
         selection: Selection = self.frame_selector(
-            video.cls.to(self.dtype), text, seconds=video.seconds, generator=generator
+            video.cls.to(self.dtype), text, seconds=video.seconds, generator=generator, **limit
         )
         return selection
 
@@ -154,7 +170,7 @@ class BalancedTokenizer(nn.Module):
         before = nn.Identity() if sampler is None else sampler.norm
         dtype = self.dtype
         frames = [
-            mix(selection.weights, video.patches, lambda patches: before(patches.to(dtype)))
+            mix(selection, video.patches, lambda patches: before(patches.to(dtype)))
             for selection, video in zip(selections, features, strict=True)
         ]
         if sampler is None:
@@ -214,10 +230,11 @@ class BalancedTokenizer(nn.Module):
             raise ValueError(f"questions: got {len(questions)}, wanted {len(features)} as features")
         wanted = self.config.vision_width
         for i, video in enumerate(features):
-            if video.cls.shape[1] != wanted:
+            if video.cls.shape[1] != self.config.selection_width:
+                name = "vision_width" if self.config.scout is None else "scout.width"
                 raise ValueError(
                     f"features[{i}].cls: got width {video.cls.shape[1]}, "
-                    f"wanted vision_width={wanted}"
+                    f"wanted {name}={self.config.selection_width}"
                 )
             if isinstance(video.patches, Tensor) and video.patches.shape[2] != wanted:
                 raise ValueError(

@@ -5,33 +5,54 @@ from __future__ import annotations
 from torch import nn
 
 from bvllm_adapters.config import BalancedTokenizerConfig
+from bvllm_adapters.frame_count import FrameCount
 from bvllm_adapters.frame_selector import FrameSelector
 from bvllm_adapters.qformer import POSITIONS, QFormer
+from bvllm_adapters.scout import Scout
 from bvllm_adapters.spatial_sampler import SpatialSampler
 
 
-def build_qformer(config: BalancedTokenizerConfig, *, positions: int = POSITIONS) -> QFormer:
+def build_qformer(
+    config: BalancedTokenizerConfig, *, visual_width: int | None = None, positions: int = POSITIONS
+) -> QFormer:
     return QFormer(
         width=config.qformer_width,
         heads=config.qformer_heads,
         layers=config.qformer_layers,
         ffn_width=config.qformer_ffn_width or 4 * config.qformer_width,
-        visual_width=config.vision_width,
+        visual_width=visual_width or config.vision_width,
         cross_attention_frequency=config.cross_attention_frequency,
         vocab_size=config.vocab_size,
         positions=positions,
     )
 
 
+def build_scout(config: BalancedTokenizerConfig) -> Scout | None:
+    return None if config.scout is None else Scout(config.scout)
+
+
+def build_frame_count(config: BalancedTokenizerConfig) -> FrameCount | None:
+    if config.frame_count == "fixed":
+        return None
+    return FrameCount(
+        by=config.frame_count,
+        least=config.min_frames,
+        most=config.most_frames,
+        mass=config.frame_mass,
+    )
+
+
 def build_selector(config: BalancedTokenizerConfig) -> FrameSelector:
     return FrameSelector(
-        build_qformer(config),
+        build_qformer(config, visual_width=config.selection_width),
         num_frames=config.num_frames,
         temperature=config.temperature,
         straight_through=config.straight_through,
         evaluation=config.evaluation,
         normalize_cls=config.normalize_cls,
         time_encoding=config.time_encoding,
+        support=config.selection_support,
+        frame_count=build_frame_count(config),
     )
 
 

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     _asking(demo)
 
-    ask = command("ask", _ask, "answer a question about a video")
+    ask = command("ask", _ask, "answer questions about a video")
     ask.add_argument("video", help="video file, image file or folder of frames")
-    ask.add_argument("question")
+    ask.add_argument("questions", nargs="+", metavar="QUESTION", help="the video is read once")
     ask.add_argument("--model", help="folder or hub id; without it, the demo's model")
     _asking(ask)
 
@@ -91,6 +92,12 @@ def _counts(text: str) -> list[int]:
 
 def _asking(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-tokens", type=int, help="budget of visual tokens")
+    parser.add_argument(
+        "--skip-similar",
+        type=float,
+        metavar="LEVELS",
+        help="of 255: frames that differ less from the last one share its features (off)",
+    )
     parser.add_argument("--fps", type=float, default=1.0, help="frames read per second (1)")
     parser.add_argument("--max-new-tokens", type=int, default=32, help="length of the answer (32)")
 
@@ -100,7 +107,7 @@ def _demo(options: argparse.Namespace) -> int:
 
     haystack = demo_haystack()
     question = haystack.questions[0]
-    options.video, options.question, options.model = DEMO_VIDEO, question.text, None
+    options.video, options.questions, options.model = DEMO_VIDEO, [question.text], None
     print(f"video     {DEMO_VIDEO.name}: {len(haystack.needles)} digits, each for a second or two,")
     print(f"          in {haystack.num_frames} s of photographs that the model has not seen")
     told = _ask(options)
@@ -119,28 +126,41 @@ def _ask(options: argparse.Namespace) -> int:
     # torch and transformers are imported when they are needed: `bvllm --help` answers at once.
     from tqdm import tqdm
 
-    from bvllm_adapters.conversation import ask
+    from bvllm_adapters.conversation import open_video
+    from bvllm_adapters.encoding import Encoding
+    from bvllm_adapters.trace import ledger
 
     model, processor = _load(options.model)
-    with tqdm(desc="decoding", unit="frame", leave=False, disable=None) as bar:
+    encoding = Encoding(skip_similar=options.skip_similar)
+    progress_bar = tqdm(desc="decoding", unit="frame", leave=False, disable=None)
+    with progress_bar as bar, ledger() as opening:
 
         def progress(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        answer = ask(
+        video = open_video(
             model,
             options.video,
-            options.question,
             processor=processor,
-            max_tokens=options.max_tokens,
+            encoding=encoding,
             fps=options.fps,
             progress=progress,
-            max_new_tokens=options.max_new_tokens,
         )
-    print(f"question  {options.question}")
-    print(f"answer    {answer.text}\n")
-    print(answer.trace)
+    for question in options.questions:
+        answer = video.ask(
+            question, max_tokens=options.max_tokens, max_new_tokens=options.max_new_tokens
+        )
+        print(f"question  {question}")
+        print(f"answer    {answer.text}\n")
+        # What the video itself took is told with the first question.
+        seconds = {**opening}
+        for name, value in answer.trace.seconds.items():
+            seconds[name] = seconds.get(name, 0.0) + value
+        print(replace(answer.trace, seconds=seconds))
+        opening = {}
+        if question != options.questions[-1]:
+            print()
     if options.model is None:
         print(f"\n{DEMO_NOTE}")
     return 0

@@ -5,13 +5,61 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 FrameFeature = Literal["cls", "mean", "max"]
 Evaluation = Literal["hard", "soft", "sample"]
+Counting = Literal["fixed", "mass", "gap"]
 Projection = Literal["mlp", "linear"]
+ScoutLibrary = Literal["timm", "transformers"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoutConfig:
+    """A cheaper look at each frame, by which frames are chosen; see `bvllm_adapters.scout`.
+
+    Args:
+        image_size: to which the tower's pixels are scaled for it.
+        width: of its feature of a frame.
+        architecture: an image model, by its name in the library; None: the vision tower itself.
+        library: "timm", or "transformers", where the name is a model_type.
+        model_args: of timm.create_model, or fields of transformers' config. Most transformers need
+            their input size there.
+
+    Raises:
+        TypeError, ValueError: naming the field, what came and what was wanted.
+    """
+
+    image_size: int
+    width: int
+    architecture: str | None = None
+    library: ScoutLibrary = "timm"
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_count("scout.image_size", self.image_size)
+        check_count("scout.width", self.width)
+        _check_choice("scout.library", self.library, get_args(ScoutLibrary))
+        for name, kind, wanted in (
+            ("architecture", str | None, "a name or None"),
+            ("model_args", Mapping, "names and values"),
+        ):
+            if not isinstance(getattr(self, name), kind):
+                raise TypeError(f"scout.{name}: got {getattr(self, name)!r}, wanted {wanted}")
+        if self.architecture is None and self.model_args:
+            raise ValueError(
+                f"scout.model_args: got {dict(self.model_args)}, wanted none without architecture"
+            )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ScoutConfig:
+        """From JSON; an unknown or missing name is a ValueError."""
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ValueError(f"scout: got {dict(values)} ({error})") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +91,18 @@ class BalancedTokenizerConfig:
         evaluation: "hard" takes the best frame without noise (the limit tau -> 0 of eq. 1);
             "soft" takes the softmax without noise; "sample" draws noise as in training, to
             reproduce the authors' code.
+        selection_support: in training and soft evaluation, each choice mixes this many frames at
+            most, those of its highest scores, and only their patches are needed; None: all frames.
+        frame_count: "fixed": each of the num_frames queries chooses a frame. "mass", "gap": in hard
+            evaluation, as many frames as the scores ask for (see `bvllm_adapters.frame_count`):
+            those that hold most of the relevance, or those before its largest drop. Otherwise
+            the queries choose still: that is what they are trained by, and a count has no
+            gradient. So a tokenizer that was trained with "fixed" can be used with all three.
+        min_frames, max_frames: limits of a count that is not fixed; max_frames None: max_tokens,
+            a token for each frame.
+        frame_mass: the share of the relevance beyond chance that "mass" keeps.
+        scout: a smaller encoder that gives the features by which frames are chosen, in place of the
+            vision tower, which then sees chosen frames only; None: the tower does.
         projection: "mlp" is Linear, GELU, Linear; "linear" is two Linear layers with nothing
             between, as in the authors' code (needs vision_width between the two).
 
@@ -70,40 +130,76 @@ class BalancedTokenizerConfig:
     normalize_cls: bool = True
     straight_through: bool = False
     evaluation: Evaluation = "hard"
+    selection_support: int | None = None
+    frame_count: Counting = "fixed"
+    min_frames: int = 1
+    max_frames: int | None = None
+    frame_mass: float = 0.9
+    scout: ScoutConfig | None = None
     projection: Projection = "mlp"
 
     def __post_init__(self) -> None:
         for name in (
             "num_frames tokens_per_frame vision_width llm_width qformer_width qformer_layers "
-            "qformer_heads cross_attention_frequency vocab_size"
+            "qformer_heads cross_attention_frequency vocab_size min_frames"
         ).split():
             check_count(name, getattr(self, name))
-        for name in ("max_tokens", "qformer_ffn_width"):
+        for name in ("max_tokens", "qformer_ffn_width", "selection_support", "max_frames"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
         check_count("max_question_tokens", self.max_question_tokens, least=2, most=512)
         _check_number("temperature", self.temperature, most=math.inf)
         _check_number("merge_threshold", self.merge_threshold, most=1.0)
+        _check_number("frame_mass", self.frame_mass, most=1.0)
         for name in ("time_encoding", "normalize_cls", "straight_through"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name}: got {getattr(self, name)!r}, wanted True or False")
         _check_choice("frame_feature", self.frame_feature, get_args(FrameFeature))
         _check_choice("evaluation", self.evaluation, get_args(Evaluation))
+        _check_choice("frame_count", self.frame_count, get_args(Counting))
         _check_choice("projection", self.projection, get_args(Projection))
+        if self.frame_count != "fixed" and self.min_frames > self.most_frames:
+            name = "max_tokens" if self.max_frames is None else "max_frames"
+            raise ValueError(
+                f"min_frames: got {self.min_frames}, wanted at most {name}={self.most_frames}"
+            )
         if self.vocabulary is not None:
             # JSON knows no tuples.
             object.__setattr__(self, "vocabulary", tuple(self.vocabulary))
             _check_vocabulary(self.vocabulary, self.vocab_size)
+        if isinstance(self.scout, Mapping):  # from JSON
+            object.__setattr__(self, "scout", ScoutConfig.from_dict(self.scout))
+        if self.scout is not None:
+            _check_scout(self.scout, self.vision_width)
         if self.qformer_width % self.qformer_heads:
             raise ValueError(
                 f"qformer_heads: got {self.qformer_heads}, wanted a divisor of "
                 f"qformer_width={self.qformer_width}"
             )
-        if self.time_encoding and self.vision_width % 2:
+        if self.time_encoding and self.selection_width % 2:
+            name = "vision_width" if self.scout is None else "scout.width"
             raise ValueError(
-                f"time_encoding: got True with vision_width={self.vision_width}, "
-                "wanted an even vision_width (sine and cosine come in pairs)"
+                f"time_encoding: got True with {name}={self.selection_width}, "
+                f"wanted an even {name} (sine and cosine come in pairs)"
             )
+
+    @property
+    def selection_width(self) -> int:
+        """Of the features by which frames are chosen: the scout's, or the vision tower's."""
+        return self.vision_width if self.scout is None else self.scout.width
+
+    @property
+    def most_frames(self) -> int:
+        """That hard evaluation may choose from a video; ValueError: nothing limits the count."""
+        most = self.num_frames if self.frame_count == "fixed" else self.max_frames
+        if most is None:
+            most = self.max_tokens
+        if most is None:
+            raise ValueError(
+                f"max_frames: got None with frame_count={self.frame_count!r}, "
+                "wanted an int >= 1, or max_tokens as a limit"
+            )
+        return most
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -133,21 +229,35 @@ def plan(
     num_frames: int | Sequence[int],
     *,
     max_tokens: int | None = None,
+    training: bool = False,
 ) -> int:
     """How many visual tokens a prompt holds at most, before anything is encoded.
 
     Args:
         num_frames: of its video (an image has 1), or of each of its visual inputs.
         max_tokens: budget in place of the config's.
+        training: bound training's noisy choices, not those of evaluation.
 
     Frames chosen twice are merged, so fewer tokens may come out; never more.
     """
     counts = [num_frames] if isinstance(num_frames, int) else list(num_frames)
     for count in counts:
         check_count("num_frames", count)
-    most = sum(min(count, config.num_frames) * config.tokens_per_frame for count in counts)
     limit = config.max_tokens if max_tokens is None else check_count("max_tokens", max_tokens)
+    hard = config.evaluation == "hard" and not training
+    most = sum(_most_chosen(config, count, hard) for count in counts) * config.tokens_per_frame
     return most if limit is None else min(most, limit)
+
+
+def _most_chosen(config: BalancedTokenizerConfig, num_frames: int, hard: bool) -> int:
+    """Different choices from a video of so many frames."""
+    if num_frames == 1:
+        return 1
+    if not hard:  # even of two frames, each choice may be another blend
+        return config.num_frames
+    if config.frame_count != "fixed" and config.max_frames is None:
+        return num_frames  # but for the budget
+    return min(num_frames, config.most_frames)
 
 
 def check_count(name: str, value: object, *, least: int = 1, most: int | None = None) -> int:
@@ -178,6 +288,15 @@ def _check_vocabulary(words: tuple[str, ...], vocab_size: int) -> None:
         )
     if len(words) != vocab_size:
         raise ValueError(f"vocabulary: got {len(words)} words, wanted {vocab_size} as vocab_size")
+
+
+def _check_scout(scout: object, vision_width: int) -> None:
+    if not isinstance(scout, ScoutConfig):
+        raise TypeError(f"scout: got {scout!r}, wanted a ScoutConfig or None")
+    if scout.architecture is None and scout.width != vision_width:
+        raise ValueError(
+            f"scout.width: got {scout.width}, wanted vision_width={vision_width} of the tower"
+        )
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

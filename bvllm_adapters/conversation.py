@@ -1,19 +1,26 @@
-"""Asking a model about a video; each answer comes with its trace."""
+"""Asking a model about videos: each is seen once and asked any number of times."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bvllm_adapters.balanced_tokenizer import BalancedTokenizer
+from bvllm_adapters.config import check_count
+from bvllm_adapters.encoding import EncodedVideo, Encoding, Sight
+from bvllm_adapters.feature_file import file_fingerprint, read, weights_fingerprint, write
+from bvllm_adapters.features import FrameFeatures
+from bvllm_adapters.frames import Frames, FrameSource, Indices, Progress
 from bvllm_adapters.hosts import TOKENIZER, base_model, host_of
 from bvllm_adapters.trace import Trace, ledger, stage
-from bvllm_adapters.video import Video, read_video
+from bvllm_adapters.video import open_source
 
 
 @dataclass(frozen=True)
@@ -27,62 +34,336 @@ class Answer:
         return self.text
 
 
+class OpenVideo:
+    """A video, image or stream as a model has seen it; `open_video` makes it.
+
+    Args:
+        model: wrapped or native. processor: of its host. encoding: how frames are encoded.
+        fps: of frames that are pushed without times.
+    """
+
+    def __init__(self, model: nn.Module, processor: Any, encoding: Encoding, fps: float) -> None:
+        base = base_model(model)
+        if not isinstance(getattr(base, TOKENIZER, None), BalancedTokenizer):
+            raise ValueError(
+                f"model: got a {type(base).__name__} without BalancedTokenizer; wrap it first"
+            )
+        self.model, self.host, self.fps = base, host_of(base), fps
+        self.processor = processor_of(base) if processor is None else processor
+        self.reading: dict[str, Any] = {}  # fps, start, end, max_frames of its source
+        self.encoded = EncodedVideo(Sight(self.host, base, self.processor), encoding)
+
+    @property
+    def features(self) -> FrameFeatures:
+        """Of all frames so far; patches are a function of frame indices."""
+        if not len(self):
+            raise ValueError("video: got no frames, wanted at least one; push() some first")
+        return self.encoded.features
+
+    @property
+    def tower_passes(self) -> int:
+        """Frames that went through the vision tower so far, those seen again included."""
+        return self.encoded.sight.tower_passes
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    @torch.no_grad()
+    def push(self, frames: Any, seconds: Sequence[float] | None = None) -> None:
+        """See more frames of a stream.
+
+        Args:
+            frames: (T, H, W, 3) or (H, W, 3) uint8, a PIL image or a list of them, of the size of
+                those before.
+            seconds: their times, increasing, after those before; None: `fps` goes on.
+
+        Raises:
+            ValueError: for wrong frames or times, or a video that was not opened as a stream;
+                nothing has changed then.
+        """
+        encoded = self.encoded
+        if encoded.source is not None:
+            raise ValueError(f"frames: got more of {encoded.source.source}, wanted a stream")
+        source = open_source(frames, fps=self.fps)
+        new = list(source.read(np.arange(len(source))))
+        last = encoded.seconds[-1] if encoded.seconds else -1 / self.fps
+        if seconds is None:
+            times = [last + (i + 1) / self.fps for i in range(len(new))]
+        else:
+            times = [float(second) for second in seconds]
+        if len(times) != len(new):
+            raise ValueError(f"seconds: got {len(times)} times, wanted {len(new)} as frames")
+        if not (np.diff([last, *times]) > 0).all():
+            raise ValueError(f"seconds: got {times} after {last:g}, wanted them to increase")
+        for frame in new:
+            if encoded.shape is not None and frame.shape != encoded.shape:
+                raise ValueError(
+                    f"frames: got one of {frame.shape}, wanted {encoded.shape} as before"
+                )
+        encoded.push(new, times)
+
+    def save(self, file: str | Path) -> None:
+        """Write what was seen to one safetensors file, for `load_video`.
+
+        It holds patches too where they are kept; else the video will be read again for those of
+        chosen frames.
+
+        Raises:
+            ValueError: nothing was seen, or a scout saw a stream, which cannot be read again.
+        """
+        source = self.encoded.source
+        if not len(self):
+            raise ValueError("video: got no frames, wanted at least one; push() some first")
+        if source is None and self.encoded.sight.scout is not None:
+            raise ValueError("video: got a stream seen by a scout, wanted one that can be read")
+        about = self._identity() | {
+            "reading": self.reading,
+            "source": "stream" if source is None else source.source,
+            "is_image": source is not None and source.is_image,
+            "frame_count": len(self) if source is None else source.frame_count,
+            "duration": self.encoded.seconds[-1] if source is None else source.duration,
+            "file": None if source is None else file_fingerprint(source.source),
+        }
+        write(file, self.encoded.state(), about)
+
+    def _identity(self) -> dict[str, Any]:
+        """What features must have been made by for this model to read them."""
+        tokenizer = getattr(self.model, TOKENIZER)
+        scout = tokenizer.scout
+        return {
+            "host": type(self.model).__name__,
+            "tower": weights_fingerprint(self.host.tower(self.model)),
+            "scout": None if scout is None else weights_fingerprint(scout),
+            "frame_feature": tokenizer.config.frame_feature,
+        }
+
+    @overload
+    def ask(self, question: str, **settings: Any) -> Answer: ...
+    @overload
+    def ask(self, question: Sequence[str], **settings: Any) -> list[Answer]: ...
+    @torch.inference_mode()
+    def ask(self, question: str | Sequence[str], **settings: Any) -> Answer | list[Answer]:
+        """Ask about what was seen so far: the video is not encoded again, only frames that no
+        question has chosen before may be looked at once more, see `Encoding`.
+
+        Args:
+            question: may be empty; several are answered as one batch, in one list.
+            settings: max_tokens, max_new_tokens and those of generate(); see `bvllm.ask`.
+        """
+        questions = [question] if isinstance(question, str) else list(question)
+        with ledger() as seconds:
+            answers = _answers([self] * len(questions), questions, seconds, **settings)
+        return answers[0] if isinstance(question, str) else answers
+
+
+@torch.no_grad()
+def open_video(
+    model: nn.Module,
+    video: Any = None,
+    *,
+    processor: Any = None,
+    encoding: Encoding | None = None,
+    fps: float | None = 1.0,
+    start: float | None = None,
+    end: float | None = None,
+    max_frames: int | None = None,
+    progress: Progress | None = None,
+) -> OpenVideo:
+    """Let a wrapped or native model see a video or image, to ask it any number of questions.
+
+    Args:
+        video: whatever `read_video` reads, or a `Video` that it has read; None: a stream, whose
+            frames are pushed as they come.
+        processor: tokenizer and image processor of the host; None: those beside the checkpoint
+            that the model was loaded from.
+        encoding: how frames are encoded; None: `Encoding()`.
+        fps, start, end, max_frames: see `read_video`.
+        progress: called with (frames decoded, frames to decode), maybe in another thread.
+
+    Raises:
+        VideoError: for a video that cannot be read. ValueError: for a model without tokenizer.
+    """
+    opened = OpenVideo(model, processor, encoding or Encoding(), fps or 1.0)
+    if video is not None:
+        opened.reading = {"fps": fps, "start": start, "end": end, "max_frames": max_frames}
+        with stage("decode", on_device=False):  # the packets, for when each frame is shown
+            source = open_source(video, **opened.reading)
+        opened.encoded.fill(source, progress)
+    return opened
+
+
+@torch.no_grad()
+def load_video(
+    model: nn.Module,
+    file: str | Path,
+    video: Any = None,
+    *,
+    processor: Any = None,
+    encoding: Encoding | None = None,
+) -> OpenVideo:
+    """What `OpenVideo.save` wrote, to be asked by the same model.
+
+    Args:
+        video: where the video is now, if patches were not kept and it has moved.
+        model, processor, encoding: see `open_video`.
+
+    Raises:
+        CheckpointError: for another kind of file. ValueError: for the features of another host,
+            tower or video, or a video that is needed and not there.
+    """
+    state, about = read(file)
+    opened = OpenVideo(model, processor, encoding or Encoding(), 1.0)
+    for name, wanted in opened._identity().items():
+        if about[name] != wanted:
+            raise ValueError(f"file: got {file} of {name} {about[name]}, wanted {name} {wanted}")
+    opened.reading = about["reading"]
+    source = _source(state, about, video)
+    base: Any = opened.model
+    device = base.get_input_embeddings().weight.device
+    opened.encoded.restore(state, source, device)
+    return opened
+
+
+def _source(state: Mapping[str, Tensor], about: Mapping[str, Any], video: Any) -> FrameSource:
+    """The source of features that were saved; where they hold patches, it is not looked for."""
+    if "patches" in state:
+
+        def read_nothing(positions: Indices) -> Iterator[Frames]:
+            raise AssertionError("patches are kept, so no frame is read again")
+
+        return FrameSource(
+            state["seconds"].numpy(), about["source"], about["is_image"], about["frame_count"],
+            about["duration"], read_nothing,
+        )  # fmt: skip
+    where = about["source"] if video is None else video
+    source = open_source(where, **about["reading"])
+    same_file = about["file"] is None or file_fingerprint(source.source) == about["file"]
+    if not same_file or source.seconds.tolist() != state["seconds"].tolist():
+        raise ValueError(f"video: got {source.source}, wanted {about['source']} as it was")
+    return source
+
+
 @torch.inference_mode()
 def ask(
     model: nn.Module,
     video: Any,
     question: str,
     *,
-    processor: Any = None,
     max_tokens: int | None = None,
+    max_new_tokens: int = 128,
+    processor: Any = None,
+    encoding: Encoding | None = None,
     fps: float | None = 1.0,
     start: float | None = None,
     end: float | None = None,
     max_frames: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-    max_new_tokens: int = 128,
+    progress: Progress | None = None,
     **generate: Any,
 ) -> Answer:
-    """Ask a wrapped or native model about a video or image.
+    """Ask a wrapped or native model one question about a video or image.
 
     Args:
-        video: whatever `read_video` reads, or a `Video` that it has read.
         question: may be empty.
-        processor: tokenizer and image processor of the host; None: those beside the checkpoint
-            that the model was loaded from.
         max_tokens: budget in visual tokens, in place of the tokenizer's own.
-        fps, start, end, max_frames, progress: see `read_video`.
         max_new_tokens: length of the answer at most; this and `generate` go to the model's
             generate().
+        video, processor, encoding, fps, start, end, max_frames, progress: see `open_video`.
 
     Raises:
         VideoError: for a video that cannot be read. ValueError: for a model without tokenizer.
     """
-    base = base_model(model)
-    tokenizer = getattr(base, TOKENIZER, None)
-    if not isinstance(tokenizer, BalancedTokenizer):
-        raise ValueError(
-            f"model: got a {type(base).__name__} without BalancedTokenizer; wrap it first"
-        )
-    host = host_of(base)
-    if processor is None:
-        processor = processor_of(base)
-
     with ledger() as seconds:
-        if not isinstance(video, Video):
-            with stage("decode"):
-                video = read_video(
-                    video, fps=fps, start=start, end=end, max_frames=max_frames, progress=progress
-                )
-        with stage("encode"):
-            features = host.encode(base, processor, video)
-        tokens = tokenizer([features], [question], max_tokens=max_tokens)[0]
-        with stage("answer"):
-            text = host.answer(
-                base, processor, question, tokens, max_new_tokens=max_new_tokens, **generate
-            )
+        opened = open_video(
+            model,
+            video,
+            processor=processor,
+            encoding=encoding,
+            fps=fps,
+            start=start,
+            end=end,
+            max_frames=max_frames,
+            progress=progress,
+        )
+        (answer,) = _answers(
+            [opened], [question], seconds, max_tokens=max_tokens, max_new_tokens=max_new_tokens,
+            **generate,
+        )  # fmt: skip
+    return answer
+
+
+@torch.inference_mode()
+def ask_batch(
+    items: Iterable[tuple[OpenVideo, str]], *, batch_size: int = 8, **settings: Any
+) -> list[Answer]:
+    """Questions about several videos and images of one model, several in one call of it.
+
+    Args:
+        items: an open video with one question each; a video may come any number of times.
+        batch_size: prompts that the language model sees at a time.
+        settings: max_tokens, max_new_tokens and those of generate(), see `ask`.
+
+    Returns:
+        An answer for each item, in their order. `trace.seconds` is that of its whole batch.
+    """
+    check_count("batch_size", batch_size)
+    pairs = list(items)
+    if len({id(video.model) for video, _ in pairs}) > 1:
+        raise ValueError("items: got videos of several models, wanted those of one")
+    answers = []
+    for begin in range(0, len(pairs), batch_size):
+        videos, questions = zip(*pairs[begin : begin + batch_size], strict=True)
+        with ledger() as seconds:
+            answers += _answers(videos, questions, seconds, **settings)
+    return answers
+
+
+def _answers(
+    videos: Sequence[OpenVideo],
+    questions: Sequence[str],
+    seconds: dict[str, float],
+    *,
+    max_tokens: int | None = None,
+    max_new_tokens: int = 128,
+    **generate: Any,
+) -> list[Answer]:
+    if not videos:
+        return []
+    first = videos[0]
+    tokenizer: Any = getattr(first.model, TOKENIZER)
+    features = [video.features for video in videos]
+    tokens = tokenizer(features, questions, max_tokens=max_tokens)
+    with ExitStack() as running:
+        running.enter_context(stage("prefill"))
+        generate["logits_processor"] = [
+            *(generate.get("logits_processor") or ()),
+            _AtFirstToken(running),
+        ]
+        texts = first.host.answers(
+            first.model, first.processor, questions, tokens,
+            max_new_tokens=max_new_tokens, **generate,
+        )  # fmt: skip
     budget = tokenizer.config.max_tokens if max_tokens is None else max_tokens
-    return Answer(text, Trace.of(tokens, max_tokens=budget, seconds=seconds))
+    return [
+        Answer(
+            text,
+            Trace.of(visual, max_tokens=budget, seconds=seconds, tower_passes=video.tower_passes),
+        )
+        for text, visual, video in zip(texts, tokens, videos, strict=True)
+    ]
+
+
+class _AtFirstToken:
+    """A logits processor that changes no logits: the first ones end the prefill."""
+
+    def __init__(self, running: ExitStack) -> None:
+        self.running, self.done = running, False
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if not self.done:
+            self.done = True
+            self.running.close()
+            self.running.enter_context(stage("generate"))
+        return scores
 
 
 def processor_of(model: nn.Module) -> Any:

@@ -14,6 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from bvllm_adapters.config import FrameFeature
+
 PatchReader = Callable[[Tensor], Tensor]
 """(k,) int64 frame indices, ascending and distinct -> (k, P, C) patch features."""
 
@@ -73,33 +75,27 @@ class FrameFeatures:
         return len(self.cls)
 
 
-def encode_in_chunks(
-    look: Callable[[Tensor], tuple[Tensor, Tensor]],
-    count: int,
-    seconds: Tensor | None,
-    *,
-    chunk_size: int,
-    keep_patches: bool,
-) -> FrameFeatures:
-    """Features of a video of any length, a chunk of frames at a time.
+def frame_and_patches(
+    tokens: Tensor, *, has_cls: bool, frame_feature: FrameFeature
+) -> tuple[Tensor, Tensor]:
+    """A tower's (k, 1 + P, C) tokens, (k, P, C) without CLS -> (k, C) features, (k, P, C) patches.
 
     Args:
-        look: (k,) int64 frame indices on the CPU, ascending -> (k, C) features, (k, P, C) patches.
-        count: frames of the video, T. seconds: (T,) their times; None: one a second.
-        keep_patches: False: patches are forgotten, and those of chosen frames looked at again.
+        frame_feature: what stands for a frame: its CLS token, or the mean or maximum of patches.
+
+    Raises:
+        ValueError: "cls" of a tower without CLS token.
     """
-    cls, kept = [], []
-    for chunk in torch.arange(count).split(chunk_size):
-        feature, patches = look(chunk)
-        cls.append(feature)
-        if keep_patches:
-            kept.append(patches)
-
-    def look_again(indices: Tensor) -> Tensor:
-        return torch.cat([look(chunk)[1] for chunk in indices.cpu().split(chunk_size)])
-
-    patches_of = torch.cat(kept) if keep_patches else look_again
-    return FrameFeatures(torch.cat(cls), patches_of, seconds)  # type: ignore[arg-type]
+    patches = tokens[:, 1:] if has_cls else tokens
+    if frame_feature == "mean":
+        return patches.mean(dim=1), patches
+    if frame_feature == "max":
+        return patches.amax(dim=1), patches
+    if not has_cls:
+        raise ValueError(
+            "frame_feature: got 'cls', wanted 'mean' or 'max' of a tower without CLS token"
+        )
+    return tokens[:, 0], patches
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,15 +105,18 @@ class Selection:
     Args:
         weights: (M, T) float32, each row one choice over the video's frames, summing to 1.
         size: (M,) float32, how many of the selector's choices a row holds; they sum to K.
+        support: (M, T) bool, the frames that a row may give weight, which is zero elsewhere, and
+            that gradients reach; None: all.
     """
 
     weights: Tensor
     size: Tensor
+    support: Tensor | None = None
 
     @classmethod
-    def of(cls, weights: Tensor) -> Selection:
+    def of(cls, weights: Tensor, support: Tensor | None = None) -> Selection:
         """Choices that nothing has been merged into yet, brought into time order."""
-        return cls(weights, weights.new_ones(len(weights))).in_time_order()
+        return cls(weights, weights.new_ones(len(weights)), support).in_time_order()
 
     @classmethod
     def everything(cls, num_frames: int, device: torch.device | None = None) -> Selection:
@@ -147,7 +146,8 @@ class Selection:
         return self[order]
 
     def __getitem__(self, rows: Tensor) -> Selection:
-        return Selection(self.weights[rows], self.size[rows])
+        support = None if self.support is None else self.support[rows]
+        return Selection(self.weights[rows], self.size[rows], support)
 
     def __len__(self) -> int:
         return len(self.weights)
@@ -184,18 +184,22 @@ class VisualTokens:
 
 
 def mix(
-    weights: Tensor, patches: Tensor | PatchReader, transform: Callable[[Tensor], Tensor]
+    selection: Selection, patches: Tensor | PatchReader, transform: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """V* = S V (paper, eq. 1): (M, T) weights, (T, P, C) patches -> (M, P, C) frames.
+    """V* = S V (paper, eq. 1): M choices of T frames, (T, P, C) patches -> (M, P, C) frames.
 
     `transform` (a layer norm) is applied to each frame before it is mixed. Frames that no row
     gives any weight are not touched, unless gradients must reach their weights; where each row
     takes one frame whole, this is a gather.
     """
-    if weights.requires_grad:
-        used = torch.arange(weights.shape[1], device=weights.device)
+    weights = selection.weights
+    if not weights.requires_grad:
+        used = weights.any(dim=0)
+    elif selection.support is not None:
+        used = selection.support.any(dim=0)
     else:
-        used = weights.any(dim=0).nonzero().squeeze(1)
+        used = torch.ones_like(weights[0], dtype=torch.bool)
+    used = used.nonzero().squeeze(1)
     if isinstance(patches, Tensor):
         frames = patches[used.to(patches.device)].to(weights.device)
     else:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bvllm_adapters.config import Evaluation
 from bvllm_adapters.features import Selection
+from bvllm_adapters.frame_count import FrameCount
 from bvllm_adapters.qformer import QFormer
 
 
@@ -17,15 +18,17 @@ class FrameSelector(nn.Module):
 
     L* learned queries read the question and one feature of each frame; what they become is
     compared with those features. In training the choice is soft and noisy (Gumbel-softmax), in
-    evaluation each query takes its best frame, without noise, unless `evaluation` says otherwise.
+    evaluation each query takes its best frame, without noise, unless `evaluation` or `frame_count`
+    says otherwise.
 
     Axes: T frames, K = L* queries, C vision width, H Q-Former width.
 
     Args:
         qformer: width H, reading visual tokens of width C.
-        num_frames: K, frames at most.
+        num_frames: K, frames at most without `frame_count`.
         temperature, straight_through, evaluation, normalize_cls, time_encoding: see
-            `BalancedTokenizerConfig`.
+            `BalancedTokenizerConfig`. support: its `selection_support`.
+        frame_count: decides in hard evaluation how many frames are chosen; None: K queries choose.
     """
 
     def __init__(
@@ -38,6 +41,8 @@ class FrameSelector(nn.Module):
         evaluation: Evaluation = "hard",
         normalize_cls: bool = True,
         time_encoding: bool = False,
+        support: int | None = None,
+        frame_count: FrameCount | None = None,
     ) -> None:
         super().__init__()
         self.num_frames = num_frames
@@ -45,6 +50,8 @@ class FrameSelector(nn.Module):
         self.straight_through = straight_through
         self.evaluation = evaluation
         self.time_encoding = time_encoding
+        self.support = support
+        self.frame_count = frame_count
         self.queries = nn.Parameter(torch.empty(num_frames, qformer.width).normal_(std=0.02))
         self.norm = nn.LayerNorm(qformer.visual_width) if normalize_cls else nn.Identity()
         self.qformer = qformer
@@ -57,6 +64,7 @@ class FrameSelector(nn.Module):
         *,
         seconds: Tensor | None = None,
         generator: torch.Generator | None = None,
+        max_frames: int | None = None,
     ) -> Selection:
         """Choose frames of one video.
 
@@ -64,12 +72,22 @@ class FrameSelector(nn.Module):
             cls: (T, C) a feature of each frame. text_ids: (L,) the question's ids, L may be 0.
             seconds: (T,) their times; needed with `time_encoding`.
             generator: where training's noise comes from; None: torch's global generator.
+            max_frames: limit of `frame_count` in place of its own.
 
         Returns:
-            Selection with weights (K, T), rows summing to 1, in time order.
+            Selection with weights (K, T), rows summing to 1, in time order; with `frame_count`
+            (n, T), one-hot rows of n different frames.
         """
         scores = self.scores(cls, text_ids, seconds=seconds)
-        return Selection.of(self.choose(scores, generator))
+        if self.frame_count is not None and self.hard:
+            return self.frame_count.select(scores, most=max_frames)
+        support = self.support_of(scores)
+        return Selection.of(self.choose(scores, generator, support), support)
+
+    @property
+    def hard(self) -> bool:
+        """Whether frames are chosen whole and without noise, as in evaluation by default."""
+        return not self.training and self.evaluation == "hard"
 
     def scores(self, cls: Tensor, text_ids: Tensor, *, seconds: Tensor | None = None) -> Tensor:
         """(K, T) float32: (W h) . cls / sqrt(C), h the K queries after reading."""
@@ -91,10 +109,33 @@ class FrameSelector(nn.Module):
         cls = self.norm(cls)
         read = self.qformer(self.queries.expand(len(cls), -1, -1), cls, text_ids, text_mask)
         queries: Tensor = self.projection(read)
-        return queries.float() @ cls.float().transpose(1, 2) / math.sqrt(cls.shape[2])
+        with torch.autocast(cls.device.type, enabled=False):  # in float32 whatever runs around it
+            return queries.float() @ cls.float().transpose(1, 2) / math.sqrt(cls.shape[2])
 
-    def choose(self, scores: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """(K, T) scores -> (K, T) weights, as training or evaluation asks for."""
+    def support_of(self, scores: Tensor) -> Tensor | None:
+        """(K, T) scores -> (K, T) bool, which frames soft choices may mix; None: all.
+
+        The best by their scores without noise: fewer than the paper mixes, so that patches of the
+        others, whose weights hardly matter, are not needed in training.
+        """
+        if self.support is None or self.hard or self.support >= scores.shape[1]:
+            return None
+        best = scores.topk(self.support, dim=1).indices
+        return torch.zeros_like(scores, dtype=torch.bool).scatter(1, best, True)
+
+    def choose(
+        self,
+        scores: Tensor,
+        generator: torch.Generator | None = None,
+        support: Tensor | None = None,
+    ) -> Tensor:
+        """(K, T) scores -> (K, T) weights, as training or evaluation asks for.
+
+        Args:
+            support: (K, T) bool, frames that may get weight; None: all.
+        """
+        if support is not None:
+            scores = scores.masked_fill(~support, -torch.inf)
         if self.training or self.evaluation == "sample":
             soft = torch.softmax(
                 (scores + gumbel_noise(scores, generator)) / self.temperature, dim=1

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -19,19 +19,20 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import bvllm_adapters
 from bvllm_adapters.balanced_tokenizer import BalancedTokenizer
 from bvllm_adapters.config import BalancedTokenizerConfig, check_count
-from bvllm_adapters.features import FrameFeatures, VisualTokens
+from bvllm_adapters.features import VisualTokens
 from bvllm_adapters.hub import local_folder
 from bvllm_adapters.lora_layers import load_lora, lora_layers, put_back, save_lora, take_out
-from bvllm_adapters.video import Video
 
 GROUP = "bvllm_adapters.hosts"
-API = 1
+API = 2
 ADAPTER_FOLDER = "bvllm_adapter"
 ADAPTER_FILE = "adapter.json"
 ADAPTER_FORMAT = 1
@@ -55,7 +56,7 @@ class Host(Protocol):
     """
 
     api: int
-    """The version of this protocol it was written for: 1."""
+    """The version of this protocol it was written for: 2."""
 
     overrides: type
     """A mixin whose methods replace the model's while it is wrapped; they use
@@ -71,13 +72,31 @@ class Host(Protocol):
     def config(self, model: Any) -> BalancedTokenizerConfig:
         """Settings that fit this model: its widths, and whether its tower has a CLS token."""
 
-    def encode(self, model: Any, processor: Any, video: Video) -> FrameFeatures:
-        """Frames of one video or image as its vision encoder sees them."""
+    def tower(self, model: Any) -> nn.Module:
+        """The vision encoder, a part of the model."""
 
-    def answer(
-        self, model: Any, processor: Any, question: str, tokens: VisualTokens, **generate: Any
-    ) -> str:
-        """What the model says of these visual tokens; `generate` goes to its generate()."""
+    def pixels(
+        self, processor: Any, frames: npt.NDArray[np.uint8], *, is_image: bool = False
+    ) -> Tensor:
+        """(k, H, W, 3) RGB frames of a video, or an image -> (k, 3, S, S) pixels of the tower."""
+
+    def look(self, model: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """(k, 3, S, S) pixels -> (k, C) a feature of each frame, (k, P, C) its patches.
+
+        The feature is what the config's `frame_feature` says: the tower's CLS token, or the mean
+        or maximum of the patches; `bvllm_adapters.features.frame_and_patches` takes them apart.
+        """
+
+    def answers(
+        self,
+        model: Any,
+        processor: Any,
+        questions: Sequence[str],
+        tokens: Sequence[VisualTokens],
+        **generate: Any,
+    ) -> list[str]:
+        """What the model says to each question, of its visual tokens; in one batch. `generate`
+        goes to its generate()."""
 
 
 @dataclass(frozen=True)

@@ -28,12 +28,20 @@ class TemporalMerger(nn.Module):
 
     def forward(self, selection: Selection) -> Selection:
         """(K, T) choices -> (M, T), M <= K, in time order; sizes say how many each holds."""
-        selection = selection.in_time_order()
+        # In float32 under autocast too: what is merged must keep its weight.
+        with torch.autocast(selection.weights.device.type, enabled=False):
+            return self.merge(selection.in_time_order())
+
+    def merge(self, selection: Selection) -> Selection:
+        """As forward(), of choices in time order."""
         members = leader_clusters(selection.weights.detach(), self.threshold)
         size = members @ selection.size
         # A choice that already holds several counts as often.
         share = members * selection.size / size[:, None]
-        return Selection(share @ selection.weights, size).in_time_order()
+        support = selection.support
+        if support is not None:
+            support = (members @ support.float()) > 0
+        return Selection(share @ selection.weights, size, support).in_time_order()
 
     def extra_repr(self) -> str:
         return f"threshold={self.threshold}"

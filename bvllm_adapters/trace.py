@@ -17,6 +17,7 @@ from bvllm_adapters.features import VisualTokens
 
 _seconds: ContextVar[dict[str, float] | None] = ContextVar("bvllm_seconds", default=None)
 _peaks: ContextVar[dict[str, int] | None] = ContextVar("bvllm_peaks", default=None)
+_open: ContextVar[_Stage | None] = ContextVar("bvllm_open", default=None)
 
 
 @contextmanager
@@ -43,27 +44,50 @@ def peak_memory() -> Iterator[dict[str, int]]:
 
 
 @contextmanager
-def stage(name: str) -> Iterator[None]:
+def stage(name: str, *, on_device: bool = True) -> Iterator[None]:
     """Book what runs inside under `name`, if a `ledger` or `peak_memory` is open.
 
-    Stages do not nest: the inner one would be counted twice.
+    Of stages within each other, each is booked what it takes without the inner ones.
+
+    Args:
+        on_device: whether it starts work on the accelerator, which is waited for then.
     """
     seconds, peaks = _seconds.get(), _peaks.get()
     if seconds is None and peaks is None:
         yield
         return
-    _wait_for_device()
+    if on_device:
+        _wait_for_device()
+    outer = _open.get()
     if peaks is not None:
+        if outer is not None:
+            outer.peak = max(outer.peak, _peak())
         _forget_peak()
+    this = _Stage()
+    token = _open.set(this)
     begin = time.perf_counter()
     try:
         yield
     finally:
-        _wait_for_device()
+        if on_device:
+            _wait_for_device()
+        took = time.perf_counter() - begin
+        _open.reset(token)
         if seconds is not None:
-            seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - begin
+            seconds[name] = seconds.get(name, 0.0) + took - this.within
         if peaks is not None:
-            peaks[name] = max(peaks.get(name, 0), _peak())
+            peaks[name] = max(peaks.get(name, 0), this.peak, _peak())
+            _forget_peak()
+        if outer is not None:
+            outer.within += took
+
+
+@dataclass
+class _Stage:
+    """A stage that runs: seconds of those within it, and its peak so far."""
+
+    within: float = 0.0
+    peak: int = 0
 
 
 def _wait_for_device() -> None:
@@ -117,7 +141,10 @@ class Trace:
     Args:
         frames_decoded: frames read from the source. frames: the chosen ones, in time order.
         num_tokens: visual tokens given to the language model. max_tokens: the budget, or None.
-        seconds: stage -> seconds, in the order they ran.
+        seconds: stage -> seconds that it took; decoding and preprocessing run beside the tower, so
+            that the sum may exceed the time that went by. Of a batch of questions, that of all.
+        tower_passes: frames of this video that went through the vision tower up to now, those seen
+            again included; None where it is not known.
     """
 
     frames_decoded: int
@@ -125,10 +152,16 @@ class Trace:
     num_tokens: int
     max_tokens: int | None
     seconds: dict[str, float]
+    tower_passes: int | None = None
 
     @classmethod
     def of(
-        cls, tokens: VisualTokens, *, max_tokens: int | None, seconds: dict[str, float]
+        cls,
+        tokens: VisualTokens,
+        *,
+        max_tokens: int | None,
+        seconds: dict[str, float],
+        tower_passes: int | None = None,
     ) -> Trace:
         selection = tokens.selection
         counts = torch.bincount(tokens.slot, minlength=len(selection)).tolist()
@@ -153,6 +186,7 @@ class Trace:
             num_tokens=len(tokens),
             max_tokens=max_tokens,
             seconds=dict(seconds),
+            tower_passes=tower_passes,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -161,12 +195,13 @@ class Trace:
 
     def __str__(self) -> str:
         """A table: the chosen frames with their times and tokens, the total, the seconds."""
+        seen = "" if self.tower_passes is None else f", {self.tower_passes} through the tower"
         lines = [
-            f"frames    {self.frames_decoded} decoded, {len(self.frames)} chosen",
+            f"frames    {self.frames_decoded} decoded, {len(self.frames)} chosen{seen}",
             "          frame   second  choices  tokens",
         ]
         lines += [
-            f"{frame.frame:>15}{frame.second:>9.2f}{frame.choices:>9g}{frame.tokens:>8}"
+            f"{frame.frame:>15}{frame.second:>9.2f}{frame.choices:>9.3g}{frame.tokens:>8}"
             for frame in self.frames
         ]
         budget = "no limit" if self.max_tokens is None else f"a budget of {self.max_tokens}"

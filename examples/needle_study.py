@@ -171,7 +171,7 @@ class Study:
                     starts = [haystack.needles[i].start for i in question.needles]
                     features = self.test_bank.features(frames[starts])
                     tokens = model.balanced_tokenizer([features], [question.text])[0]
-                    text = HOST.answer(model, self.processor, question.text, tokens)
+                    (text,) = HOST.answers(model, self.processor, [question.text], [tokens])
                     answers.append(text == question.answer)
                 right.append(answers)
             file.write_text(json.dumps(share(right)))

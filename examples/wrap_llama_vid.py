@@ -81,11 +81,11 @@ def baseline(
     """The host's own way: 1 + n tokens for each frame, however many frames there are."""
     ids = processor.tokenizer(processor.prompt(question))[None].to(model.device)
     with ledger() as seconds:
-        with stage("encode"):
+        with stage("tower"):
             features = model.get_vision_tower()(processor.pixels(video.frames))
         with stage("context attention"):
             tokens = model.vlm_attention(features, [[question]], [len(features)])[0][0]
-        with stage("answer"):
+        with stage("generate"):
             prompt = splice(ids, model.get_input_embeddings(), [tokens], [IMAGE_TOKEN_ID])
             out = model.generate(
                 inputs_embeds=prompt.inputs_embeds, attention_mask=prompt.attention_mask, **new

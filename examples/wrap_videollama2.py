@@ -56,12 +56,12 @@ def compare(model: Any, processor: Any, given: argparse.Namespace) -> None:
     with torch.inference_mode(), ledger() as seconds, peak_memory() as peaks:
         with stage("decode"):
             frames = host_frames(given.video, processor.num_frames)
-        with stage("encode"):
+        with stage("tower"):
             ids = processor.ids(processor.prompt(given.question, "video"), "video")
             ids = ids.to(given.device)
             images = [(processor.pixels(frames), "video")]
             prompt = model.prepare_inputs_labels_for_multimodal(ids, None, None, None, images)[3]
-        with stage("answer"):
+        with stage("generate"):
             said = model.generate(
                 inputs_embeds=prompt,
                 attention_mask=torch.ones(prompt.shape[:2], dtype=torch.int64, device=ids.device),

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bvllm_adapters import BalancedTokenizerConfig
+from bvllm_adapters import BalancedTokenizerConfig, plan
 
 
 def test_defaults_are_the_papers():
@@ -30,6 +30,25 @@ def test_defaults_are_the_papers():
         ({"frame_feature": "median"}, ValueError, "frame_feature: got 'median', wanted one of"),
         ({"evaluation": "greedy"}, ValueError, "evaluation: got 'greedy'"),
         ({"projection": "conv"}, ValueError, "projection: got 'conv'"),
+        ({"frame_count": "most"}, ValueError, "frame_count: got 'most', wanted one of"),
+        ({"min_frames": 0}, ValueError, "min_frames: got 0, wanted an int >= 1"),
+        ({"max_frames": 0}, ValueError, "max_frames: got 0, wanted an int >= 1"),
+        ({"frame_mass": 0.0}, ValueError, r"frame_mass: got 0.0, wanted a number in \(0, 1\]"),
+        (
+            {"frame_count": "gap"},
+            ValueError,
+            "max_frames: got None with frame_count='gap', wanted an int >= 1, or max_tokens",
+        ),
+        (
+            {"frame_count": "mass", "min_frames": 9, "max_frames": 8, "max_tokens": 99},
+            ValueError,
+            "min_frames: got 9, wanted at most max_frames=8",
+        ),
+        (
+            {"frame_count": "mass", "min_frames": 9, "max_tokens": 8},
+            ValueError,
+            "min_frames: got 9, wanted at most max_tokens=8",
+        ),
         ({"time_encoding": 1}, TypeError, "time_encoding: got 1, wanted True or False"),
         (
             {"vocabulary": ["[PAD]", "red", "[UNK]"]},
@@ -56,6 +75,53 @@ def test_json_round_trip(tmp_path):
     )
     config.save(tmp_path / "config.json")
     assert BalancedTokenizerConfig.load(tmp_path / "config.json") == config
+
+
+def test_an_adaptive_number_of_frames_is_kept_and_older_files_have_none(tmp_path):
+    config = BalancedTokenizerConfig(
+        max_tokens=512, frame_count="mass", min_frames=4, max_frames=64, frame_mass=0.8
+    )
+    config.save(tmp_path / "config.json")
+    assert BalancedTokenizerConfig.load(tmp_path / "config.json") == config
+    older = BalancedTokenizerConfig(max_tokens=512).to_dict()
+    for name in ("frame_count", "min_frames", "max_frames", "frame_mass"):
+        del older[name]
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    assert BalancedTokenizerConfig.load(tmp_path / "config.json").frame_count == "fixed"
+
+
+@pytest.mark.parametrize(
+    ("settings", "most"),
+    [
+        ({}, 32),
+        ({"max_frames": 5}, 32),
+        ({"frame_count": "gap", "max_frames": 64, "max_tokens": 512}, 64),
+        ({"frame_count": "mass", "max_tokens": 512}, 512),
+    ],
+)
+def test_most_frames(settings, most):
+    assert BalancedTokenizerConfig(**settings).most_frames == most
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_frames", "options", "wanted"),
+    [
+        ({"frame_count": "gap", "max_frames": 64}, 3600, {}, 64 * 32),
+        ({"frame_count": "gap", "max_frames": 64}, [3600, 10, 1], {}, 75 * 32),
+        ({"frame_count": "gap", "max_frames": 8}, 3600, {}, 8 * 32),
+        ({"frame_count": "gap", "max_frames": 8}, 3600, {"training": True}, 32 * 32),
+        ({"frame_count": "mass", "max_tokens": 512}, 3600, {}, 512),
+        ({"frame_count": "mass", "max_tokens": 512}, 3600, {"max_tokens": 900}, 900),
+        ({"frame_count": "mass", "max_tokens": 512}, 10, {}, 320),
+        # Soft choices of two frames may all be different blends.
+        ({"evaluation": "soft"}, 2, {}, 32 * 32),
+        ({"evaluation": "soft"}, 1, {}, 32),
+        ({}, 2, {"training": True}, 32 * 32),
+        ({}, 2, {}, 64),
+    ],
+)
+def test_plan_bounds_what_may_be_chosen(settings, num_frames, options, wanted):
+    assert plan(BalancedTokenizerConfig(**settings), num_frames, **options) == wanted
 
 
 def test_unknown_names_are_listed(tmp_path):

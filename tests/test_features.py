@@ -70,7 +70,7 @@ def test_one_hot_weights_gather_and_ask_only_for_chosen_frames():
         return patches[indices]
 
     weights = torch.eye(5)[[1, 1, 4]]
-    assert torch.equal(mix(weights, read, same), patches[[1, 1, 4]])
+    assert torch.equal(mix(Selection.of(weights), read, same), patches[[1, 1, 4]])
     assert asked == [1, 4]
 
 
@@ -78,22 +78,37 @@ def test_soft_weights_mix_after_the_transform():
     patches, weights = torch.randn(3, 2, 4), torch.tensor([[0.25, 0.75, 0.0]])
     norm = nn.LayerNorm(4)
     wanted = 0.25 * norm(patches[0]) + 0.75 * norm(patches[1])
-    assert torch.allclose(mix(weights, patches, norm)[0], wanted, atol=1e-6)
+    assert torch.allclose(mix(Selection.of(weights), patches, norm)[0], wanted, atol=1e-6)
 
 
 def test_gradients_need_all_frames_even_of_one_hot_weights():
     weights = torch.eye(3)[[1]].requires_grad_()
     patches = torch.randn(3, 2, 4)
-    mix(weights, patches, same).sum().backward()
+    mix(Selection.of(weights), patches, same).sum().backward()
     assert torch.allclose(weights.grad[0], patches.sum(dim=(1, 2)))
+
+
+def test_gradients_reach_the_frames_of_a_limited_support_and_ask_for_no_others():
+    weights = torch.eye(4)[[1, 1]].requires_grad_()
+    support = torch.tensor([[True, True, False, False], [False, True, True, False]])
+    patches, asked = torch.randn(4, 2, 4), []
+
+    def read(indices):
+        asked.extend(indices.tolist())
+        return patches[indices]
+
+    mix(Selection(weights, torch.ones(2), support), read, same).sum().backward()
+    assert asked == [0, 1, 2]
+    assert torch.allclose(weights.grad[0, :3], patches[:3].sum(dim=(1, 2)))
+    assert not weights.grad[:, 3].any()
 
 
 def test_a_reader_that_returns_something_else_is_named():
     weights = torch.eye(3)
     with pytest.raises(ValueError, match=r"patches\(indices\): got 2 frames, wanted the 3"):
-        mix(weights, lambda i: torch.zeros(2, 2, 4), same)
+        mix(Selection.of(weights), lambda i: torch.zeros(2, 2, 4), same)
     with pytest.raises(ValueError, match=r"patches\(indices\): got NaN or inf"):
-        mix(weights, lambda i: torch.full((3, 2, 4), float("nan")), same)
+        mix(Selection.of(weights), lambda i: torch.full((3, 2, 4), float("nan")), same)
 
 
 def test_time_order_is_by_main_frame_then_mean_frame_then_as_it_was():

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from bvllm_adapters import BalancedTokenizerConfig
+from bvllm_adapters import BalancedTokenizerConfig, TemporalMerger
 from bvllm_adapters.build import build_selector
+from bvllm_adapters.frame_count import FrameCount
 from bvllm_adapters.frame_selector import gumbel_noise, one_hot_argmax, sinusoidal
 
 TEXT = torch.tensor([101, 2054, 102])
@@ -89,6 +90,57 @@ def test_straight_through_is_one_hot_with_the_gradient_of_the_soft_choice():
         gradients.append(made.queries.grad)
     assert float(gradients[0].abs().max()) > 0
     assert torch.allclose(*gradients, atol=1e-5)
+
+
+def test_scores_and_weights_are_float32_under_autocast():
+    made = selector().eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        selection = made(torch.randn(9, 12), TEXT)
+        assert made.scores(torch.randn(9, 12), TEXT).dtype == torch.float32
+        merged = TemporalMerger()(selection)
+    assert merged.weights.dtype == merged.size.dtype == torch.float32
+    assert torch.equal(merged.weights.sum(dim=1), torch.ones(len(merged)))
+
+
+def test_a_limited_support_mixes_only_the_best_frames():
+    limited, free = selector(selection_support=3), selector()
+    cls = torch.randn(9, 12)
+    selection = limited(cls, TEXT, generator=torch.Generator().manual_seed(1))
+    scores = free.scores(cls, TEXT)
+    best = [set(row.topk(3).indices.tolist()) for row in scores]
+    found = [set(row.nonzero().squeeze(1).tolist()) for row in selection.support]
+    assert sorted(map(sorted, found)) == sorted(map(sorted, best))
+    assert not selection.weights[~selection.support].any()
+    assert torch.allclose(selection.weights.sum(dim=1), torch.ones(6))
+    # Within it, weights keep the proportions that they have without it.
+    weights = limited.choose(scores, torch.Generator().manual_seed(1), limited.support_of(scores))
+    others = free.choose(scores, torch.Generator().manual_seed(1))
+    others = others * limited.support_of(scores)
+    assert torch.allclose(weights, others / others.sum(dim=1, keepdim=True), atol=1e-5)
+
+
+def test_support_is_all_frames_where_it_is_not_needed():
+    cls = torch.randn(9, 12)
+    assert selector(selection_support=9)(cls, TEXT).support is None
+    assert selector()(cls, TEXT).support is None
+    hard = selector(selection_support=3).eval()(cls, TEXT)
+    assert hard.support is None
+    assert torch.equal(hard.weights, selector().eval()(cls, TEXT).weights)
+
+
+def test_the_number_of_frames_may_follow_the_scores():
+    assert selector().frame_count is None
+    made = selector(frame_count="mass", min_frames=3, max_frames=20, frame_mass=0.8).eval()
+    assert made.frame_count == FrameCount(by="mass", least=3, most=20, mass=0.8)
+    cls = torch.randn(40, 12)
+    chosen = made(cls, TEXT)
+    wanted = made.frame_count.select(made.scores(cls, TEXT))
+    assert torch.equal(chosen.weights, wanted.weights)
+    assert torch.equal(chosen.size, wanted.size)
+    assert 6 < len(chosen) <= 20  # more than there are queries
+    fewer = made(cls, TEXT, max_frames=5)
+    assert len(fewer) == 5 and set(fewer.frame.tolist()) < set(chosen.frame.tolist())
+    assert len(made.train()(cls, TEXT)) == 6
 
 
 def test_sampling_in_evaluation_is_noisy_and_soft_evaluation_is_not():

@@ -142,8 +142,8 @@ def test_two_claims_fail_only_when_that_name_is_asked_for(publish, acme):
         ("import not_there", r"host Odd \(odd:HOST of odd 2.0\) is broken: ModuleNotFoundError"),
         ("1 / 0", r"odd 2.0\) is broken: ZeroDivisionError"),
         ("", r"odd 2.0\) is broken: AttributeError"),
-        ("class H: api = 0\nHOST = H()", r"odd 2.0\) speaks host API 0, this is 1"),
-        ("class H: api = 1\nHOST = H()", r"odd 2.0\) is broken: it lacks \['overrides', 'load'"),
+        ("class H: api = 0\nHOST = H()", r"odd 2.0\) speaks host API 0, this is 2"),
+        ("class H: api = 2\nHOST = H()", r"odd 2.0\) is broken: it lacks \['overrides', 'load'"),
     ],
 )
 def test_a_broken_host_says_whose_it_is(publish, code, message, monkeypatch):
@@ -265,7 +265,9 @@ def test_ask_reads_a_real_video_and_traces_it(acme):
     assert sum(frame.choices for frame in trace.frames) == 8
     assert [frame.second for frame in trace.frames] == [float(f.frame) for f in trace.frames]
     assert all(abs(sum(frame.weights.values()) - 1) < 1e-3 for frame in trace.frames)
-    assert {"decode", "encode", "select", "sample", "answer"} <= set(trace.seconds)
+    assert {"decode", "preprocess", "tower", "selector", "sampler", "prefill", "generate"} <= set(
+        trace.seconds
+    )
     assert json.loads(json.dumps(trace.to_dict()))["num_tokens"] == 10
     assert "10 visual tokens of a budget of 10" in str(trace)
     assert bvllm.ask(model, clip, "?", processor=processor, max_tokens=3).trace.num_tokens == 3

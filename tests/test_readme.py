@@ -48,8 +48,15 @@ def test_property_test(tmp_path, monkeypatch):
     run(snippet_with("testing.check_budget"), tmp_path, monkeypatch)
 
 
+def test_open_video(tmp_path, monkeypatch):
+    names = run(snippet_with("open_video"), tmp_path, monkeypatch)
+    assert len(names["video"]) == len(names["stream"]) == 6
+    question = {"question": "And now?", "max_new_tokens": 8}
+    assert names["stream"].ask(**question).text == names["video"].ask(**question).text
+
+
 def test_every_snippet_has_its_test():
-    assert len(SNIPPETS) == 3
+    assert len(SNIPPETS) == 4
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\((?!http)([^)]+)\)", README))

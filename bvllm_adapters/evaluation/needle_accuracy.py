@@ -16,11 +16,12 @@ from torch import nn
 
 from bvllm_adapters.balanced_tokenizer import BalancedTokenizer
 from bvllm_adapters.config import check_count
+from bvllm_adapters.conversation import open_video
+from bvllm_adapters.encoding import Encoding
 from bvllm_adapters.evaluation.intervals import share
 from bvllm_adapters.features import FrameFeatures, VisualTokens
 from bvllm_adapters.hosts import TOKENIZER, base_model, host_of
 from bvllm_adapters.needle import Haystack, Question, make_haystack
-from bvllm_adapters.video import read_video
 
 
 @dataclass(frozen=True)
@@ -107,13 +108,12 @@ def evaluate(
 
 
 def _through_a_file(model: nn.Module, processor: Any, haystack: Haystack) -> FrameFeatures:
-    base = base_model(model)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "haystack.mp4"
         haystack.write(file)
-        video = read_video(file, fps=1.0)
-    features: FrameFeatures = host_of(base).encode(base, processor, video)
-    return features
+        # All patches stay: several models are asked, and the file is gone then.
+        opened = open_video(model, file, processor=processor, encoding=Encoding(patches="keep"))
+    return opened.features
 
 
 def _ask(
@@ -129,7 +129,7 @@ def _ask(
     budget = tokenizer.config.max_tokens if max_tokens is None else max_tokens
     if budget is not None and len(tokens) > budget:
         raise RuntimeError(f"max_tokens: got {len(tokens)} visual tokens, wanted at most {budget}")
-    text = host_of(base).answer(base, processor, question.text, tokens, max_new_tokens=8)
+    (text,) = host_of(base).answers(base, processor, [question.text], [tokens], max_new_tokens=8)
     return text, tokens
 
 

@@ -109,7 +109,7 @@ def _visuals(example: Example, settings: Any) -> str:
         f"{visual.kind} of {count} frames" if visual.kind == "video" else "image"
         for visual, count in zip(example.visuals, frames, strict=True)
     )
-    return f"{shown}: {plan(settings, frames)} visual tokens at most"
+    return f"{shown}: {plan(settings, frames, training=True)} visual tokens at most"
 
 
 def _lengths(config: TrainingConfig, rows: Rows, host: HostTraining) -> Iterator[str]:

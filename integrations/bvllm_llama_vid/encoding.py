@@ -5,42 +5,35 @@ Axes: T frames, S image size in pixels, P patches, C vision width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bvllm_adapters.features import FrameFeatures, encode_in_chunks
-
-CHUNK = 32  # frames encoded at a time
-KEEP = 256  # frames up to which patches are kept; of more, the chosen ones are encoded again
-
-FrameReader = Callable[[Tensor], Tensor]
-"""(k,) int64 frame indices -> (k, 3, S, S) pixels."""
+from bvllm_adapters.encoding import encode_pixels
+from bvllm_adapters.features import FrameFeatures, frame_and_patches
 
 
 def features_of(model: Any, frames: Tensor) -> FrameFeatures:
     """(T, 3, S, S) pixels through the model's tower, or (T, P, C) features as they are."""
     if frames.dim() == 4:
-        seconds = torch.arange(len(frames), dtype=torch.float64)
-        return encode(model, lambda indices: frames[indices.to(frames.device)], seconds)
+        return encode_pixels(
+            lambda chunk: look(model, chunk), frames, None, model.balanced_tokenizer
+        )
     weight = model.get_input_embeddings().weight
     # In float32: the mean of 256 patches in half precision would lose what tells frames apart.
     features = frames.to(weight.device)
     return FrameFeatures(features.float().mean(dim=1), features)
 
 
-def encode(model: Any, read: FrameReader, seconds: Tensor) -> FrameFeatures:
-    """A video of any length, a chunk of frames at a time."""
-    device = model.get_input_embeddings().weight.device
+def look(model: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """(k, 3, S, S) pixels -> (k, C) frame features, (k, P, C) patches, on the words' device.
 
-    def look(indices: Tensor) -> tuple[Tensor, Tensor]:
-        tokens = tower_tokens(model, read(indices)).to(device)
-        return tokens[:, 0], tokens[:, 1:]
-
-    count = len(seconds)
-    return encode_in_chunks(look, count, seconds, chunk_size=CHUNK, keep_patches=count <= KEEP)
+    Both kinds of tower have a CLS token.
+    """
+    tokens = tower_tokens(model, pixels).to(model.get_input_embeddings().weight.device)
+    feature = model.balanced_tokenizer.config.frame_feature
+    return frame_and_patches(tokens, has_cls=True, frame_feature=feature)
 
 
 @torch.no_grad()

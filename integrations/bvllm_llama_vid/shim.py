@@ -8,17 +8,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from bvllm_adapters.config import BalancedTokenizerConfig
-from bvllm_adapters.features import FrameFeatures, VisualTokens
-from bvllm_adapters.question import QuestionTokenizer, asked, question_from_prompt
+from bvllm_adapters.features import VisualTokens
+from bvllm_adapters.question import QuestionTokenizer, asked, pad, question_from_prompt
 from bvllm_adapters.splice import splice
-from bvllm_adapters.video import Video
 from bvllm_llama_vid.configuration import IMAGE_TOKEN_ID, qformer_sizes, question_vocabulary
-from bvllm_llama_vid.encoding import encode, features_of
+from bvllm_llama_vid.encoding import features_of, look
 from bvllm_llama_vid.inputs import VisualRow, is_placeholder, visual_rows
 from bvllm_llama_vid.preprocessing import LlamaVidProcessor, tokenizer_of
 from bvllm_llama_vid.prompt_tokenizer import IMAGE_TOKEN
@@ -155,7 +156,7 @@ def read_question(
 class LlamaVidHost:
     """The host of `LlavaLlamaAttForCausalLM`; see `bvllm_adapters.hosts.Host`."""
 
-    api = 1
+    api = 2
     overrides: type = Overrides
 
     def load(self, folder: Path, *, dtype: torch.dtype, **options: Any) -> nn.Module:
@@ -190,27 +191,42 @@ class LlamaVidHost:
         """The words of the checkpoint's own Q-Former, so that its weights can be a beginning."""
         return QuestionTokenizer(max_length, question_vocabulary(model.config))
 
-    def encode(self, model: Any, processor: LlamaVidProcessor, video: Video) -> FrameFeatures:
-        pad = video.is_image and processor.pad_images
+    def tower(self, model: Any) -> nn.Module:
+        tower: nn.Module = model.get_vision_tower()
+        return tower
 
-        def read(indices: Tensor) -> Tensor:
-            return processor.pixels(video.frames[indices.numpy()], pad=pad)
+    def pixels(
+        self, processor: LlamaVidProcessor, frames: npt.NDArray[np.uint8], *, is_image: bool = False
+    ) -> Tensor:
+        return processor.pixels(frames, pad=is_image and processor.pad_images)
 
-        return encode(model, read, torch.from_numpy(video.seconds))
+    def look(self, model: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        return look(model, pixels)
 
-    def answer(
+    def answers(
         self,
         model: Any,
         processor: LlamaVidProcessor,
-        question: str,
-        tokens: VisualTokens,
+        questions: Sequence[str],
+        tokens: Sequence[VisualTokens],
         **generate: Any,
-    ) -> str:
+    ) -> list[str]:
         """128 new tokens at most, unless told otherwise."""
         embed = model.get_input_embeddings()
-        prompt = processor.prompt(question.replace(IMAGE_TOKEN, "").strip())
-        ids = processor.tokenizer(prompt)[None].to(embed.weight.device)
-        spliced = splice(ids, embed, [tokens.tokens], [IMAGE_TOKEN_ID])
+        ids, mask = pad(
+            [
+                processor.tokenizer(processor.prompt(question.replace(IMAGE_TOKEN, "").strip()))
+                for question in questions
+            ]
+        )
+        spliced = splice(
+            ids.to(embed.weight.device),
+            embed,
+            [video.tokens for video in tokens],
+            [IMAGE_TOKEN_ID],
+            attention_mask=mask.to(embed.weight.device),
+            padding_side="left",
+        )
         if "max_length" not in generate:
             generate.setdefault("max_new_tokens", 128)
         new = language_model(model).generate(
@@ -218,7 +234,7 @@ class LlamaVidHost:
             attention_mask=spliced.attention_mask,
             **generate,
         )
-        return processor.tokenizer.decode(new[0]).strip()
+        return [processor.tokenizer.decode(row).strip() for row in new]
 
 
 def language_model(model: Any) -> Any:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from bvllm_adapters.eva import build_eva
+from bvllm_adapters.scout import check_pixels
 from bvllm_llama_vid.configuration import EvaSizes, clip_config, eva_sizes, is_eva
 
 CHUNK = 32  # frames that a tower sees at a time, so that memory does not grow with the video
@@ -43,6 +44,7 @@ class VisionTower(nn.Module):
             self.keeps_cls = self.select_feature == "cls_patch"
         self.hidden_size: int = sizes.hidden_size
         self.image_size: int = sizes.image_size
+        self.patch_size: int = sizes.patch_size
         self.num_patches: int = (sizes.image_size // sizes.patch_size) ** 2
         self.requires_grad_(False)
         self.train(False)
@@ -61,10 +63,12 @@ class VisionTower(nn.Module):
 
     @torch.no_grad()
     def tokens(self, images: Tensor) -> Tensor:
-        """(T, 3, S, S) pixels -> (T, 1 + P, C), CLS first, in the dtype of the pixels."""
-        wanted = (3, self.image_size, self.image_size)
-        if images.dim() != 4 or tuple(images.shape[1:]) != wanted:
-            raise ValueError(f"images: got shape {tuple(images.shape)}, wanted (T, *{wanted})")
+        """(T, 3, S, S) pixels -> (T, 1 + P, C), CLS first, in the dtype of the pixels.
+
+        Smaller ones than usual, which a scout may give, are seen with position embeddings between
+        the usual ones.
+        """
+        check_pixels("images", images, self.image_size, self.patch_size)
         pixels = images.to(self.device, self.dtype)
         return torch.cat([self.vision_tower(part) for part in pixels.split(CHUNK)]).to(images.dtype)
 
@@ -99,7 +103,8 @@ class ClipEncoder(nn.Module):
         gathered by hooks, which a language model around the tower may set a second time, after
         which the wrong layer would be read.
         """
-        hidden: Tensor = self.vision_model.pre_layrnorm(self.vision_model.embeddings(pixels))
+        embedded = self.vision_model.embeddings(pixels, interpolate_pos_encoding=True)
+        hidden: Tensor = self.vision_model.pre_layrnorm(embedded)
         for layer in self.vision_model.encoder.layers[: self.depth]:
             out = layer(hidden, None)
             hidden = out[0] if isinstance(out, tuple) else out

@@ -110,8 +110,6 @@ class BvllmQwen2Config(PreTrainedConfig):
         vision_select_layer: which hidden states of a CLIP or SigLIP tower are read, 0 the
             embeddings; None: the last but one. EVA and timm's are read behind the last block.
         vision_chunk_size: frames that the tower sees at a time.
-        vision_keep_frames: of a video with more frames than this, only the chosen frames' patches
-            are computed again when they are needed, none are kept (in evaluation).
         image_token_id, video_token_id: placeholders; they need no row in the word embedding.
         initializer_range: standard deviation of the BalancedTokenizer's first weights.
 
@@ -130,7 +128,6 @@ class BvllmQwen2Config(PreTrainedConfig):
         balanced_tokenizer: BalancedTokenizerConfig | Mapping[str, Any] | None = None,
         vision_select_layer: int | None = None,
         vision_chunk_size: int = 16,
-        vision_keep_frames: int = 512,
         image_token_id: int = 151646,
         video_token_id: int = 151647,
         initializer_range: float = 0.02,
@@ -139,7 +136,6 @@ class BvllmQwen2Config(PreTrainedConfig):
         self.text_config = _text_config(text_config)
         self.vision_config = _vision_config(vision_config)
         self.vision_chunk_size = check_count("vision_chunk_size", vision_chunk_size)
-        self.vision_keep_frames = check_count("vision_keep_frames", vision_keep_frames, least=0)
         self.vision_select_layer = _select_layer(vision_select_layer, self.vision_config)
         self.image_token_id = check_count("image_token_id", image_token_id, least=0)
         self.video_token_id = check_count("video_token_id", video_token_id, least=0)

@@ -14,13 +14,14 @@ from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from bvllm_adapters.balanced_tokenizer import BalancedTokenizer
+from bvllm_adapters.encoding import encode_pixels
 from bvllm_adapters.features import FrameFeatures, VisualTokens
 from bvllm_adapters.frame_selector import FrameSelector
 from bvllm_adapters.spatial_sampler import SpatialSampler
 from bvllm_adapters.splice import PaddingSide, SplicedPrompts, placeholder_rows, splice
 from bvllm_qwen2.configuration import BvllmQwen2Config, EvaVisionConfig
 from bvllm_qwen2.inputs import visual_inputs
-from bvllm_qwen2.vision_tower import FrameReader, VisionTower, init_eva
+from bvllm_qwen2.vision_tower import VisionTower, init_eva
 
 
 @dataclass
@@ -156,21 +157,21 @@ class BvllmQwen2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
         result = BvllmQwen2Output(**output, attention_mask=attention_mask, visual_tokens=tokens)
         return result.to_tuple() if return_dict is False else result
 
-    def encode(self, pixels: Tensor | FrameReader, seconds: Tensor) -> FrameFeatures:
-        """One video or image as the tower sees it, a chunk of frames at a time.
+    def look(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """(k, 3, S, S) pixels -> (k, C) frame features, (k, P, C) patches."""
+        features: tuple[Tensor, Tensor] = self.vision_tower(
+            pixels, self.balanced_tokenizer.config.frame_feature
+        )
+        return features
 
-        Args:
-            pixels: (T, 3, S, S), or a function that gives them for the frames asked for.
-            seconds: (T,) time of each frame.
-        """
-        config = self.balanced_tokenizer.config
-        gather = not self.training and config.evaluation == "hard"
-        return self.vision_tower.features(
-            pixels.__getitem__ if isinstance(pixels, Tensor) else pixels,
+    def encode(self, pixels: Tensor, seconds: Tensor | None = None) -> FrameFeatures:
+        """(T, 3, S, S) pixels of one video or image as the tower sees it, a chunk at a time."""
+        return encode_pixels(
+            self.look,
+            pixels,
             seconds,
-            config.frame_feature,
-            # Soft choices mix the patches of all frames, so those must be there.
-            keep_patches=not gather or len(seconds) <= self.config.vision_keep_frames,
+            self.balanced_tokenizer,
+            chunk_size=self.vision_tower.chunk_size,
         )
 
     def visual_tokens(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor, nn
 
 from bvllm_adapters.config import BalancedTokenizerConfig
-from bvllm_adapters.features import FrameFeatures, VisualTokens
-from bvllm_adapters.video import Video
+from bvllm_adapters.features import VisualTokens
+from bvllm_adapters.question import pad
 from bvllm_qwen2.chat import VIDEO_TOKEN, without_placeholders
 from bvllm_qwen2.modeling import BvllmQwen2ForConditionalGeneration
 from bvllm_qwen2.processing import BvllmQwen2Processor
@@ -27,7 +31,7 @@ class Unchanged:
 class BvllmQwen2Host:
     """The host of `BvllmQwen2ForConditionalGeneration`; see `bvllm_adapters.hosts.Host`."""
 
-    api = 1
+    api = 2
     overrides: type = Unchanged
 
     def load(
@@ -66,33 +70,43 @@ class BvllmQwen2Host:
     def config(self, model: BvllmQwen2ForConditionalGeneration) -> BalancedTokenizerConfig:
         return model.config.balanced_tokenizer_config
 
-    def encode(
+    def tower(self, model: BvllmQwen2ForConditionalGeneration) -> nn.Module:
+        return model.vision_tower
+
+    def pixels(
+        self,
+        processor: BvllmQwen2Processor,
+        frames: npt.NDArray[np.uint8],
+        *,
+        is_image: bool = False,
+    ) -> Tensor:
+        return processor.pixels(frames)
+
+    def look(
+        self, model: BvllmQwen2ForConditionalGeneration, pixels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return model.look(pixels)
+
+    def answers(
         self,
         model: BvllmQwen2ForConditionalGeneration,
         processor: BvllmQwen2Processor,
-        video: Video,
-    ) -> FrameFeatures:
-        def read(indices: torch.Tensor) -> torch.Tensor:
-            return processor.pixels(video.frames[indices.numpy()])
-
-        return model.encode(read, torch.from_numpy(video.seconds))
-
-    def answer(
-        self,
-        model: BvllmQwen2ForConditionalGeneration,
-        processor: BvllmQwen2Processor,
-        question: str,
-        tokens: VisualTokens,
+        questions: Sequence[str],
+        tokens: Sequence[VisualTokens],
         **generate: Any,
-    ) -> str:
+    ) -> list[str]:
         """128 new tokens at most, unless told otherwise."""
-        prompt = processor.apply_chat_template(
-            [{"role": "user", "content": f"{VIDEO_TOKEN}\n{without_placeholders(question)}"}],
-            add_generation_prompt=True,
-        )
-        ids = processor.tokenizer(prompt, return_tensors="pt")["input_ids"].to(model.device)
+        ids = []
+        for question in questions:
+            prompt = processor.apply_chat_template(
+                [{"role": "user", "content": f"{VIDEO_TOKEN}\n{without_placeholders(question)}"}],
+                add_generation_prompt=True,
+            )
+            ids.append(processor.tokenizer(prompt, return_tensors="pt")["input_ids"][0])
+        padded, mask = (part.to(model.device) for part in pad(ids))
         if "max_length" not in generate:
             generate.setdefault("max_new_tokens", 128)
-        new = model.continue_prompts(model.splice(ids, [tokens], padding_side="left"), **generate)
-        text: str = processor.tokenizer.decode(new[0], skip_special_tokens=True)
-        return text.strip()
+        prompts = model.splice(padded, tokens, attention_mask=mask, padding_side="left")
+        new = model.continue_prompts(prompts, **generate)
+        texts = processor.tokenizer.batch_decode(new, skip_special_tokens=True)
+        return [text.strip() for text in texts]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from transformers import initialization as init
 
 from bvllm_adapters.config import FrameFeature
 from bvllm_adapters.eva import build_eva
-from bvllm_adapters.features import FrameFeatures, encode_in_chunks
+from bvllm_adapters.features import frame_and_patches
 from bvllm_qwen2.configuration import (
     BvllmQwen2Config,
     EvaVisionConfig,
@@ -20,9 +19,6 @@ from bvllm_qwen2.configuration import (
     VisionConfig,
     has_cls,
 )
-
-FrameReader = Callable[[Tensor], Tensor]
-"""(k,) int64 frame indices, ascending and distinct -> (k, 3, S, S) pixels."""
 
 
 class VisionTower(nn.Module):
@@ -52,54 +48,28 @@ class VisionTower(nn.Module):
     def forward(self, pixels: Tensor, frame_feature: FrameFeature = "cls") -> tuple[Tensor, Tensor]:
         """(T, 3, S, S) pixels -> (T, C) frame features, (T, P, C) patches.
 
+        Smaller pixels than usual, which a scout may give, are seen with position embeddings between
+        the usual ones.
+
         Args:
             frame_feature: the CLS token, or the "mean" or "max" over the patches.
 
         Raises:
             ValueError: "cls" of a tower without CLS token.
         """
-        if frame_feature == "cls" and not self.has_cls:
-            raise ValueError(
-                "frame_feature: got 'cls', wanted 'mean' or 'max' of a tower without CLS token"
-            )
         parameter = next(self.parameters())
         pixels = pixels.to(parameter.device, parameter.dtype)
         tokens = torch.cat([self._tokens(part) for part in pixels.split(self.chunk_size)])
-        patches = tokens[:, 1:] if self.has_cls else tokens
-        if frame_feature == "cls":
-            return tokens[:, 0], patches
-        return patches.mean(dim=1) if frame_feature == "mean" else patches.amax(dim=1), patches
+        return frame_and_patches(tokens, has_cls=self.has_cls, frame_feature=frame_feature)
 
     def _tokens(self, pixels: Tensor) -> Tensor:
         if self.select_layer is None:
             tokens: Tensor = self.encoder.forward_features(pixels)  # type: ignore[operator]
         else:
-            tokens = self.encoder(pixels, output_hidden_states=True).hidden_states[
-                self.select_layer
-            ]
+            tokens = self.encoder(
+                pixels, output_hidden_states=True, interpolate_pos_encoding=True
+            ).hidden_states[self.select_layer]
         return tokens
-
-    def features(
-        self,
-        read: FrameReader,
-        seconds: Tensor,
-        frame_feature: FrameFeature,
-        *,
-        keep_patches: bool,
-    ) -> FrameFeatures:
-        """A video of any length, a chunk at a time.
-
-        Args:
-            read: gives the pixels of the frames asked for. seconds: (T,) their times.
-            keep_patches: False: patches are forgotten, and those of chosen frames encoded again.
-        """
-        return encode_in_chunks(
-            lambda indices: self(read(indices), frame_feature),
-            len(seconds),
-            seconds,
-            chunk_size=self.chunk_size,
-            keep_patches=keep_patches,
-        )
 
 
 def build_encoder(config: VisionConfig) -> nn.Module:

@@ -1,54 +1,44 @@
-"""What the vision tower sees of a video, a chunk of frames at a time."""
+"""What the vision tower sees of frames."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bvllm_adapters.features import FrameFeatures, encode_in_chunks
-
-FrameReader = Callable[[Tensor], Tensor]
-"""(k,) int64 frame indices, ascending and distinct -> (k, 3, S, S) pixels."""
-
-CHUNK = 16  # frames that the tower sees at a time
-KEEP = 512  # of longer videos, only chosen frames' patches are computed again, none are kept
+from bvllm_adapters.encoding import encode_pixels
+from bvllm_adapters.features import FrameFeatures, frame_and_patches
 
 
-def frame_features(
-    model: Any, read: FrameReader, count: int, seconds: Tensor | None = None
-) -> FrameFeatures:
-    """One video or image as the model's tower sees it, a chunk of frames at a time.
+@torch.no_grad()
+def look(model: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """(k, 3, S, S) pixels -> (k, C) frame features, (k, P, C) patches, on the words' device.
 
     A frame's feature is the CLS token at the host's select layer, or the mean or maximum of its
     patches where the tokenizer's config says so; the mean where the tower has no CLS token.
-
-    Args:
-        read: gives the pixels of the frames asked for. count: how many frames there are.
-        seconds: (T,) their times; None: one a second.
     """
     from bvllm_videollama2.vision_tower import has_cls, hidden_state
 
     tower = model.get_vision_tower()
     config = model.balanced_tokenizer.config
-    first = int(has_cls(tower.vision_tower))
-    device = model.get_input_embeddings().weight.device
+    with_cls = has_cls(tower.vision_tower)
+    feature = config.frame_feature
+    if feature == "cls" and not with_cls:
+        feature = "mean"
+    tokens = hidden_state(tower.vision_tower, pixels, tower.select_layer)
+    tokens = tokens.to(model.get_input_embeddings().weight.device)
+    return frame_and_patches(tokens, has_cls=with_cls, frame_feature=feature)
 
-    @torch.no_grad()
-    def look(indices: Tensor) -> tuple[Tensor, Tensor]:
-        tokens = hidden_state(tower.vision_tower, read(indices), tower.select_layer).to(device)
-        patches = tokens[:, first:]
-        if config.frame_feature == "max":
-            return patches.amax(dim=1), patches
-        whole = config.frame_feature == "cls" and first
-        return tokens[:, 0] if whole else patches.mean(dim=1), patches
 
-    # Soft choices mix the patches of all frames, so those must be there.
-    gather = not model.training and config.evaluation == "hard"
-    return encode_in_chunks(
-        look, count, seconds, chunk_size=CHUNK, keep_patches=not gather or count <= KEEP
+def frame_features(model: Any, pixels: Tensor, seconds: Tensor | None = None) -> FrameFeatures:
+    """(T, 3, S, S) pixels of one video or image as the model's tower sees it, a chunk at a time.
+
+    Args:
+        seconds: (T,) their times; None: one a second.
+    """
+    return encode_pixels(
+        lambda chunk: look(model, chunk), pixels, seconds, model.balanced_tokenizer
     )
 
 

@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bvllm_adapters.config import BalancedTokenizerConfig
-from bvllm_adapters.features import FrameFeatures, VisualTokens
-from bvllm_adapters.question import QuestionTokenizer, asked
-from bvllm_adapters.splice import placeholder_rows
-from bvllm_adapters.video import Video
-from bvllm_videollama2.frame_features import frame_features, frames_of
+from bvllm_adapters.features import VisualTokens
+from bvllm_adapters.question import QuestionTokenizer, asked, pad
+from bvllm_adapters.splice import placeholder_rows, splice
+from bvllm_videollama2.frame_features import frame_features, frames_of, look
 from bvllm_videollama2.inputs import (
     PLACEHOLDERS,
     Visual,
@@ -73,7 +74,7 @@ class Overrides:
         texts = {row: _question(self, input_ids, attention_mask, labels, row) for row in rows}
         videos = [frames_of(i, *images[i]) for i in used]
         tokens = self.balanced_tokenizer(
-            [frame_features(self, video.__getitem__, len(video)) for video in videos],
+            [frame_features(self, video) for video in videos],
             [texts[row] for row in rows],
             prompts=rows,
         )
@@ -111,7 +112,7 @@ class Overrides:
 class Videollama2Host:
     """The host of the `Videollama2...ForCausalLM`; see `bvllm_adapters.hosts.Host`."""
 
-    api = 1
+    api = 2
     overrides: type = Overrides
 
     def load(
@@ -161,35 +162,56 @@ class Videollama2Host:
         vocabulary = None if name is None else Path(str(model.name_or_path)) / name
         return QuestionTokenizer(max_length, vocabulary)
 
-    def encode(self, model: Any, processor: Videollama2Processor, video: Video) -> FrameFeatures:
-        def read(indices: Tensor) -> Tensor:
-            return processor.pixels(video.frames[indices.cpu().numpy()])
+    def tower(self, model: Any) -> nn.Module:
+        tower: nn.Module = model.get_vision_tower()
+        return tower
 
-        seconds = torch.from_numpy(video.seconds)
-        return frame_features(model, read, len(seconds), seconds)
+    def pixels(
+        self,
+        processor: Videollama2Processor,
+        frames: npt.NDArray[np.uint8],
+        *,
+        is_image: bool = False,
+    ) -> Tensor:
+        return processor.pixels(frames)
 
-    def answer(
+    def look(self, model: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        return look(model, pixels)
+
+    def answers(
         self,
         model: Any,
         processor: Videollama2Processor,
-        question: str,
-        tokens: VisualTokens,
+        questions: Sequence[str],
+        tokens: Sequence[VisualTokens],
         **generate: Any,
-    ) -> str:
+    ) -> list[str]:
         """In upstream's prompt; greedy unless told otherwise."""
         from transformers import GenerationMixin
 
         embed = model.get_input_embeddings()
-        ids = processor.ids(processor.prompt(question, "video"), "video").to(embed.weight.device)
-        _, embeds, _ = with_visual_tokens(
-            ids, embed, [tokens.tokens], attention_mask=None, labels=None
+        prompts = [
+            processor.ids(processor.prompt(question, "video"), "video")[0] for question in questions
+        ]
+        ids, mask = (part.to(embed.weight.device) for part in pad(prompts))
+        spliced = splice(
+            ids,
+            embed,
+            [video.tokens for video in tokens],
+            PLACEHOLDERS,
+            attention_mask=mask,
+            padding_side="left",
         )
         settings = processor.settings(model) | generate
-        mask = torch.ones(embeds.shape[:2], dtype=torch.int64, device=embeds.device)
         # Not the model's own generate(): upstream's takes no embeddings.
-        new = GenerationMixin.generate(model, inputs_embeds=embeds, attention_mask=mask, **settings)
-        text: str = processor.tokenizer.decode(new[0], skip_special_tokens=True)
-        return text.strip()
+        new = GenerationMixin.generate(
+            model,
+            inputs_embeds=spliced.inputs_embeds,
+            attention_mask=spliced.attention_mask,
+            **settings,
+        )
+        texts = processor.tokenizer.batch_decode(new, skip_special_tokens=True)
+        return [text.strip() for text in texts]
 
 
 def _question(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionModel
 
+from bvllm_adapters.scout import check_pixels
 from bvllm_videollama2.configuration import TowerConfig, tower_config
 from bvllm_videollama2.preprocessing import image_processor_for
 
@@ -22,17 +23,18 @@ def hidden_state(encoder: Any, pixels: Tensor, layer: int) -> Tensor:
 
     Args:
         encoder: a CLIPVisionModel or SiglipVisionModel, of whichever transformers 5.
-        pixels: are moved to where, and in what dtype, its weights are.
+        pixels: are moved to where, and in what dtype, its weights are. Smaller ones than usual,
+            which a scout may give, are seen with position embeddings between the usual ones.
 
     Raises:
         ValueError: for pixels of another size.
     """
     vision = getattr(encoder, "vision_model", encoder)
-    size = vision.config.image_size
-    if pixels.dim() != 4 or pixels.shape[1:] != (3, size, size):
-        raise ValueError(f"pixels: got {tuple(pixels.shape)}, wanted (B, 3, {size}, {size})")
+    check_pixels("pixels", pixels, vision.config.image_size, vision.config.patch_size)
     weight = vision.embeddings.patch_embedding.weight
-    hidden: Tensor = vision.embeddings(pixels.to(weight.device, weight.dtype))
+    hidden: Tensor = vision.embeddings(
+        pixels.to(weight.device, weight.dtype), interpolate_pos_encoding=True
+    )
     if hasattr(vision, "pre_layrnorm"):  # CLIP
         hidden = vision.pre_layrnorm(hidden)
     layers = vision.encoder.layers

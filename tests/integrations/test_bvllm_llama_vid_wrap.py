@@ -25,7 +25,7 @@ import bvllm_adapters as bvllm
 from bvllm_adapters.checkpoint import CheckpointError
 from bvllm_adapters.question import asking
 from bvllm_llama_vid import HOST, frame_indices
-from bvllm_llama_vid.encoding import KEEP, encode
+from bvllm_llama_vid.encoding import features_of
 from bvllm_llama_vid.shim import language_model, read_question
 from bvllm_llama_vid.tiny import write_tiny_checkpoint
 
@@ -233,19 +233,17 @@ def test_labels_follow_the_tokens(wrapped: Any, processor: Any) -> None:
     assert wrapped.balanced_tokenizer.projection[0].weight.grad is not None
 
 
-def test_long_videos_are_encoded_again_where_frames_are_chosen(loaded: Any) -> None:
-    asked: list[int] = []
-
-    def read(indices: Tensor) -> Tensor:
-        asked.append(len(indices))
-        return frames(1).expand(len(indices), -1, -1, -1)
-
-    seconds = torch.arange(KEEP + 1, dtype=torch.float64)
-    features = encode(loaded, read, seconds)
-    assert callable(features.patches) and sum(asked) == KEEP + 1 and max(asked) <= 32
-    again = features.patches(torch.tensor([3, 200]))
-    assert again.shape == (2, 16, 48) and asked[-1] == 2
-    assert isinstance(encode(loaded, read, seconds[:KEEP]).patches, Tensor)
+def test_long_videos_are_encoded_again_where_frames_are_chosen(
+    loaded: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bvllm_adapters.encoding.KEEP_FRAMES", 40)
+    model = bvllm.wrap(copy.deepcopy(loaded), max_tokens=6)
+    features = features_of(model, frames(41))
+    assert callable(features.patches)
+    again = features.patches(torch.tensor([3, 20]))
+    kept = features_of(model, frames(40)).patches
+    assert isinstance(kept, Tensor)
+    torch.testing.assert_close(again, kept[[3, 20]], atol=1e-5, rtol=0)
 
 
 @torch.no_grad()

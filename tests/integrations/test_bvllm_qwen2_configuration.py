@@ -28,7 +28,6 @@ CONFIGS: dict[str, Any] = {
         balanced_tokenizer={"max_tokens": 512, "frame_feature": "max"},
         vision_select_layer=-1,
         vision_chunk_size=3,
-        vision_keep_frames=0,
         image_token_id=7,
         video_token_id=8,
         initializer_range=0.5,
@@ -91,7 +90,6 @@ def test_widths_and_frame_feature_are_filled_in() -> None:
             "vision_select_layer: got 13, wanted -13 to 12, as the tower has 12 layers",
         ),
         ({"vision_chunk_size": 0}, "vision_chunk_size: got 0, wanted an int >= 1"),
-        ({"vision_keep_frames": -1}, "vision_keep_frames: got -1, wanted an int >= 0"),
         ({"image_token_id": 151647}, "video_token_id: got 151647, wanted another"),
         (
             {"balanced_tokenizer": {"vision_width": 1024}},

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import bvllm_adapters as bvllm
+from bvllm_adapters.encoding import Encoding
 from bvllm_adapters.hosts import find_host, host_of
 from bvllm_qwen2 import HOST
 from bvllm_qwen2.tiny import tiny_model
@@ -80,8 +81,9 @@ def test_long_videos_give_the_same_answer_without_keeping_patches(
     model, processor = tiny_qwen2
     settings: dict[str, Any] = {"processor": processor, "max_new_tokens": 6, "do_sample": False}
     kept = bvllm.ask(model, noise["long"], QUESTION, **settings)
-    model.config.vision_keep_frames = 4
-    again = bvllm.ask(model, noise["long"], QUESTION, **settings)
+    again = bvllm.ask(
+        model, noise["long"], QUESTION, encoding=Encoding(patches="again"), **settings
+    )
     assert again.text == kept.text
     assert again.trace.frames == kept.trace.frames
 

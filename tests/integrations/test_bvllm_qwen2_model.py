@@ -103,10 +103,12 @@ def test_a_placeholder_at_padding_is_none(tiny_qwen2: Any, noise: Any) -> None:
 
 
 @pytest.mark.parametrize("change", ["evaluation", "training", "soft"])
-def test_patches_of_long_videos_are_kept_where_all_are_mixed(tiny_qwen2: Any, change: str) -> None:
+def test_patches_of_long_videos_are_kept_where_all_are_mixed(
+    tiny_qwen2: Any, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, _ = tiny_qwen2
     model.train(change == "training")
-    model.config.vision_keep_frames = 4
+    monkeypatch.setattr("bvllm_adapters.encoding.KEEP_FRAMES", 4)
     if change == "soft":
         tokenizer = model.balanced_tokenizer
         tokenizer.config = replace(tokenizer.config, evaluation="soft")

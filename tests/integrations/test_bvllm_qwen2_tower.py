@@ -174,29 +174,6 @@ def test_half_precision_takes_float_pixels() -> None:
     assert cls.dtype == patches.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("keep", [True, False])
-def test_a_long_video_is_read_a_chunk_at_a_time(keep: bool) -> None:
-    tower, video, asked = make("clip", vision_chunk_size=2), pixels(), []
-
-    def read(indices: Tensor) -> Tensor:
-        asked.append(indices.tolist())
-        return video[indices]
-
-    features = tower.features(read, torch.arange(5.0), "cls", keep_patches=keep)
-    assert asked == [[0, 1], [2, 3], [4]]
-    cls, patches = tower(video)
-    torch.testing.assert_close(features.cls, cls, atol=1e-5, rtol=0)
-    chosen = torch.tensor([0, 3, 4])
-    if isinstance(features.patches, Tensor):
-        assert keep
-        found = features.patches[chosen]
-    else:
-        assert not keep
-        found = features.patches(chosen)
-        assert asked[3:] == [[0, 3], [4]]
-    torch.testing.assert_close(found, patches[chosen], atol=1e-5, rtol=0)
-
-
 def test_importing_the_host_does_not_import_timm() -> None:
     code = "import sys, bvllm_qwen2; sys.exit('timm' in sys.modules)"
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)

@@ -33,9 +33,9 @@ def test_without_a_checkpoint(example: Any, capsys: pytest.CaptureFixture[str]) 
     alone, wrapped = re.findall(r"tokens +(\d+)", out)
     assert alone == "45"
     assert int(wrapped) in range(32, 193, 32)  # 32 for each of 6 frames that were not merged
-    for stage in ("decode", "encode", "select", "sample", "fit budget", "project", "answer"):
+    for stage in ("decode", "tower", "selector", "sampler", "budget", "projection", "prefill"):
         assert re.search(rf"seconds .*{stage} \d+\.\d+", out)
-    assert len(re.findall(r"peak MiB decode \d+, .*answer \d+", out)) == 2
+    assert len(re.findall(r"peak MiB decode \d+, .*generate \d+", out)) == 2
 
 
 def test_with_a_checkpoint_and_a_budget(

@@ -361,7 +361,7 @@ def test_long_videos_give_the_same_without_keeping_patches(
 ) -> None:
     ids = prompt(processor)
     kept = embeds(wrapped, ids, [video(40)])
-    monkeypatch.setattr(frame_features, "KEEP", 10)
+    monkeypatch.setattr("bvllm_adapters.encoding.KEEP_FRAMES", 10)
     torch.testing.assert_close(embeds(wrapped, ids, [video(40)]), kept, rtol=0, atol=1e-4)
 
 
@@ -378,7 +378,7 @@ def test_a_tower_without_cls_is_read_by_its_mean() -> None:
     ):
         config = replace(model.balanced_tokenizer.config, frame_feature=how)
         model.balanced_tokenizer.config = config
-        features = frame_features.frame_features(model, pixels.__getitem__, 5)
+        features = frame_features.frame_features(model, pixels)
         torch.testing.assert_close(features.cls, wanted)
         torch.testing.assert_close(features.patches, patches)
 
@@ -386,7 +386,7 @@ def test_a_tower_without_cls_is_read_by_its_mean() -> None:
 @torch.no_grad()
 def test_a_frame_is_its_cls_token_at_the_hosts_layer(wrapped: Any) -> None:
     pixels, _ = video(5)
-    features = frame_features.frame_features(wrapped, pixels.__getitem__, 5)
+    features = frame_features.frame_features(wrapped, pixels)
     torch.testing.assert_close(features.patches, wrapped.get_vision_tower()(pixels))
     vision = inner(wrapped)
     layers: list[Tensor] = []
@@ -452,7 +452,7 @@ def test_a_vocabulary_that_the_checkpoint_brings(
             r"images\[0\]: got torch.uint8",
         ),
         ([(torch.zeros(0, 3, 56, 56), "video")], r"images\[0\]: got .*at least one frame"),
-        ([(torch.zeros(2, 3, 55, 56), "video")], r"pixels: got .*, wanted \(B, 3, 56, 56\)"),
+        ([(torch.zeros(2, 3, 55, 56), "video")], r"pixels: got .*, wanted \(k, 3, 56, 56\)"),
         ([(torch.full((1, 3, 56, 56), torch.nan), "image")], r"images\[0\]: got NaN or inf"),
     ],
 )

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from acme_host.modeling import VIDEO, AcmeVideoForCausalLM
-from bvllm_adapters import BalancedTokenizerConfig, FrameFeatures, Video, VisualTokens
+from bvllm_adapters import BalancedTokenizerConfig, VisualTokens
+from bvllm_adapters.encoding import encode_pixels
+from bvllm_adapters.features import frame_and_patches
+from bvllm_adapters.question import pad
 from bvllm_adapters.splice import splice
 
 
@@ -19,13 +25,15 @@ class Overrides:
     """
 
     def video_tokens(self: Any, pixels: Tensor, question_ids: Tensor) -> Tensor:
-        features = HOST.features(self, pixels)
+        features = encode_pixels(
+            lambda chunk: HOST.look(self, chunk), pixels, None, self.balanced_tokenizer
+        )
         tokens: Tensor = self.balanced_tokenizer([features], [question_ids])[0].tokens
         return tokens
 
 
 class AcmeHost:
-    api = 1
+    api = 2
     overrides = Overrides
 
     def load(self, folder: Path, *, dtype: torch.dtype) -> AcmeVideoForCausalLM:
@@ -44,36 +52,46 @@ class AcmeHost:
             qformer_width=24, qformer_layers=2, qformer_heads=2,
         )  # fmt: skip
 
-    def features(
-        self, model: AcmeVideoForCausalLM, pixels: Tensor, seconds: Tensor | None = None
-    ) -> FrameFeatures:
-        states = model.vision_tower(pixels).last_hidden_state
-        return FrameFeatures(states[:, 0], states[:, 1:], seconds)  # type: ignore[arg-type]
+    def tower(self, model: AcmeVideoForCausalLM) -> nn.Module:
+        return model.vision_tower
 
-    def encode(
-        self, model: AcmeVideoForCausalLM, processor: ByteProcessor, video: Video
-    ) -> FrameFeatures:
-        pixels = processor.pixels(video, model.config.vision_config.image_size)
-        return self.features(model, pixels.to(model.dtype), torch.from_numpy(video.seconds))
+    def pixels(
+        self, processor: ByteProcessor, frames: npt.NDArray[np.uint8], *, is_image: bool = False
+    ) -> Tensor:
+        return processor.pixels(frames)
 
-    def answer(
+    def look(self, model: AcmeVideoForCausalLM, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = model.vision_tower(pixels.to(model.dtype)).last_hidden_state
+        feature = model.balanced_tokenizer.config.frame_feature
+        return frame_and_patches(tokens, has_cls=True, frame_feature=feature)
+
+    def answers(
         self,
         model: AcmeVideoForCausalLM,
         processor: ByteProcessor,
-        question: str,
-        tokens: VisualTokens,
+        questions: Sequence[str],
+        tokens: Sequence[VisualTokens],
         **generate: Any,
-    ) -> str:
-        ids = torch.tensor([[VIDEO, *processor.encode(question)]])
-        prompt = splice(ids, model.get_input_embeddings(), [tokens.tokens], {VIDEO})
-        said = model.language_model.generate(
-            inputs_embeds=prompt.inputs_embeds, attention_mask=prompt.attention_mask, **generate
+    ) -> list[str]:
+        ids, mask = pad([torch.tensor([VIDEO, *processor.encode(text)]) for text in questions])
+        prompts = splice(
+            ids,
+            model.get_input_embeddings(),
+            [video.tokens for video in tokens],
+            {VIDEO},
+            attention_mask=mask,
+            padding_side="left",
         )
-        return processor.decode(said[0].tolist())
+        said = model.language_model.generate(
+            inputs_embeds=prompts.inputs_embeds, attention_mask=prompts.attention_mask, **generate
+        )
+        return [processor.decode(ids.tolist()) for ids in said]
 
 
 class ByteProcessor:
-    """Text as bytes, and frames scaled to the tower's square."""
+    """Text as bytes, and frames scaled to the towers' square."""
+
+    side = 32
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
@@ -81,9 +99,9 @@ class ByteProcessor:
     def decode(self, ids: list[int]) -> str:
         return bytes(i for i in ids if i < 256).decode(errors="replace")
 
-    def pixels(self, video: Video, side: int) -> Tensor:
-        frames = torch.from_numpy(video.frames).permute(0, 3, 1, 2).float() / 127.5 - 1
-        return torch.nn.functional.interpolate(frames, (side, side), mode="area")
+    def pixels(self, frames: npt.NDArray[np.uint8]) -> Tensor:
+        pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return torch.nn.functional.interpolate(pixels, (self.side, self.side), mode="area")
 
 
 HOST = AcmeHost()

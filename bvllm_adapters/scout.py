@@ -1,0 +1,121 @@
+"""A scout: a cheaper look at each frame, whose features choose the frames that the tower sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bvllm_adapters.config import ScoutConfig
+
+Look = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""(k, 3, s, s) pixels -> (k, C) frame features, (k, P, C) patches: a host's vision tower."""
+
+
+class Scout(nn.Module):
+    """The tower's pixels, scaled down, through a smaller encoder, to a feature a frame.
+
+    The encoder is an image model of timm's or transformers' with random weights. Pretrained ones
+    go in by `scout.encoder.load_state_dict(weights, strict=False)` (not strict, as buffers that its
+    library does not save are saved here), and are part of an adapter from then on. The encoder
+    gets pixels normalised as the tower wants them, which may not be how it was pretrained.
+    Without an architecture it is the tower that sees the smaller pixels first.
+
+    Like the tower it is not trained by `bvllm train`; the frame selector is, on its features.
+
+    Axes: k frames, S the tower's image size, s the scout's, C' its width.
+
+    Raises:
+        ValueError: an unknown architecture, arguments or an image size that it does not take, or
+            another width than it has.
+    """
+
+    def __init__(self, config: ScoutConfig) -> None:
+        super().__init__()
+        self.image_size = config.image_size
+        name = config.architecture
+        self.encoder: Any = None if name is None else build_encoder(name, config)
+        self.requires_grad_(False).train(False)
+
+    def train(self, mode: bool = True) -> Scout:
+        """Modifications: stays in evaluation mode."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, pixels: Tensor, look: Look | None = None) -> Tensor:
+        """(k, 3, S, S) pixels of the tower -> (k, C') features.
+
+        Args:
+            look: the tower; only a scout without an encoder of its own needs it.
+        """
+        device = next((weight.device for weight in self.parameters()), pixels.device)
+        side = (self.image_size, self.image_size)
+        small = F.interpolate(pixels.to(device).float(), side, mode="bilinear", antialias=True)
+        if self.encoder is not None:
+            return pooled(self.encoder, small)
+        if look is None:
+            raise ValueError("look: got None, wanted the tower, as the scout has no encoder")
+        return look(small.to(pixels.dtype))[0]
+
+
+def pooled(encoder: Any, pixels: Tensor) -> Tensor:
+    """(k, 3, s, s) pixels -> (k, C') the one feature of each that the encoder makes of it."""
+    out = encoder(pixels.to(next(encoder.parameters()).dtype))
+    feature: Tensor = out if isinstance(out, Tensor) else out.pooler_output
+    return feature.flatten(1)
+
+
+def check_pixels(name: str, pixels: Tensor, image_size: int, patch_size: int) -> None:
+    """ValueError unless a tower takes them: of its size or, by a scout, a smaller whole grid."""
+    side = pixels.shape[-1]
+    sizes = (*range(patch_size, image_size, patch_size), image_size)
+    if pixels.dim() != 4 or tuple(pixels.shape[1:]) != (3, side, side) or side not in sizes:
+        raise ValueError(
+            f"{name}: got shape {tuple(pixels.shape)}, wanted (k, 3, {image_size}, {image_size}), "
+            f"or smaller by multiples of {patch_size}"
+        )
+
+
+def build_encoder(name: str, config: ScoutConfig) -> nn.Module:
+    """An image model with random weights, which was tried on an image of the config's size."""
+    make = _of_timm(name) if config.library == "timm" else _of_transformers(name)
+    # On the CPU even where a model is made on the meta device: not every encoder can be made there.
+    with torch.device("cpu"), torch.no_grad():
+        try:
+            encoder = make(**config.model_args).eval()
+            size = config.image_size
+            width = pooled(encoder, torch.zeros(1, 3, size, size)).shape[1]
+        except Exception as error:  # each architecture raises what it likes
+            raise ValueError(
+                f"scout.image_size, scout.model_args: got {config.image_size} and "
+                f"{dict(config.model_args)}, wanted what {name} takes ({error})"
+            ) from error
+    if width != config.width:
+        raise ValueError(f"scout.width: got {config.width}, wanted {width} as {name} has")
+    for module in encoder.modules():
+        # All are saved: what loads into a model without weights knows not how to fill the others.
+        for buffer in list(module.named_buffers(recurse=False)):
+            module.register_buffer(*buffer)
+    return encoder
+
+
+def _of_timm(name: str) -> Callable[..., nn.Module]:
+    import timm  # here, since importing it takes seconds
+
+    if not timm.is_model(name):
+        raise ValueError(f"scout.architecture: got {name!r}, wanted an image model of timm's")
+    return partial(timm.create_model, name, pretrained=False, num_classes=0)
+
+
+def _of_transformers(name: str) -> Callable[..., nn.Module]:
+    from transformers import CONFIG_MAPPING, AutoConfig, AutoModel  # likewise
+
+    if name not in CONFIG_MAPPING:
+        raise ValueError(
+            f"scout.architecture: got {name!r}, wanted a model_type that transformers knows"
+        )
+    return lambda **fields: AutoModel.from_config(AutoConfig.for_model(name, **fields))

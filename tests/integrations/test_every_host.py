@@ -1,0 +1,126 @@
+"""What must hold of every host: how a video is encoded, and with which others it is asked about,
+makes no difference."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import bvllm_adapters as bvllm
+from bvllm_adapters import Encoding
+from bvllm_adapters.hosts import find_host, host_of
+
+BUNNY = Path(__file__).parents[2] / "examples" / "big_buck_bunny.mp4"
+QUESTIONS = ["What is it?", "", "Who is behind the large tree, and what are they doing there?"]
+NEW: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False}
+
+
+def native(folder: Path) -> tuple[Any, Any]:
+    from bvllm_qwen2.tiny import tiny_model
+
+    return tiny_model()
+
+
+def videollama2(folder: Path) -> tuple[Any, Any]:
+    from bvllm_videollama2.tiny import tiny_checkpoint
+
+    tiny_checkpoint(folder)
+    host = find_host("bvllm_videollama2:HOST")
+    return bvllm.load(folder, host="bvllm_videollama2:HOST"), host.processor(folder)
+
+
+def llama_vid(folder: Path) -> tuple[Any, Any]:
+    from bvllm_llama_vid.tiny import write_tiny_checkpoint
+
+    write_tiny_checkpoint(folder)
+    host = find_host("bvllm_llama_vid:HOST")
+    return bvllm.load(folder, host="bvllm_llama_vid:HOST"), host.processor(folder)
+
+
+@pytest.fixture(scope="module", params=[native, videollama2, llama_vid])
+def host(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Any, Any]:
+    model, processor = request.param(tmp_path_factory.mktemp("host"))
+    served_by = host_of(model)
+    small = replace(
+        served_by.config(model), num_frames=4, tokens_per_frame=3, max_tokens=9,
+        qformer_width=24, qformer_layers=2, qformer_heads=2, qformer_ffn_width=None,
+    )  # fmt: skip
+    bvllm.wrap(model, config=small)
+    torch.manual_seed(0)
+    for parameter in model.balanced_tokenizer.parameters():  # louder, so that questions matter
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=0.15)
+    return model.eval(), processor
+
+
+def tokens_of(opened: bvllm.OpenVideo, question: str) -> Any:
+    with torch.inference_mode():
+        tokenizer: Any = opened.model.balanced_tokenizer
+        return tokenizer([opened.features], [question])[0]
+
+
+def test_two_passes_are_one(host: tuple[Any, Any]) -> None:
+    model, processor = host
+    kept, again = (
+        bvllm.open_video(model, BUNNY, processor=processor, fps=4.0, encoding=Encoding(patches=how))
+        for how in ("keep", "again")
+    )
+    for question in QUESTIONS:
+        one, two = tokens_of(kept, question), tokens_of(again, question)
+        assert torch.equal(one.frame, two.frame)
+        torch.testing.assert_close(two.tokens, one.tokens, atol=1e-5, rtol=0)
+    assert kept.tower_passes == len(kept) < again.tower_passes <= len(kept) + 4 * len(QUESTIONS)
+
+
+def test_a_batch_is_one_at_a_time(host: tuple[Any, Any]) -> None:
+    model, processor = host
+    picture = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    videos = [
+        bvllm.open_video(model, BUNNY, processor=processor),
+        bvllm.open_video(model, picture, processor=processor),
+        bvllm.open_video(model, BUNNY, processor=processor, end=3.0),
+    ]
+    items = [(video, question) for question in QUESTIONS for video in videos]
+    alone = [video.ask(question, **NEW) for video, question in items]
+    batched = bvllm.ask_batch(items, **NEW)
+    assert [answer.text for answer in batched] == [answer.text for answer in alone]
+    assert [answer.trace.frames for answer in batched] == [a.trace.frames for a in alone]
+    assert len({answer.text for answer in alone}) > 1
+
+
+def test_asking_is_what_the_models_own_forward_does(host: tuple[Any, Any]) -> None:
+    """The features of `open_video` are those that pixels in memory give."""
+    from bvllm_adapters.encoding import encode_pixels
+
+    model, processor = host
+    served_by = host_of(model)
+    video = bvllm.read_video(BUNNY)
+    opened = bvllm.open_video(model, video, processor=processor)
+    pixels = served_by.pixels(processor, video.frames)
+    whole = encode_pixels(
+        lambda chunk: served_by.look(model, chunk),
+        pixels,
+        torch.from_numpy(video.seconds),
+        model.balanced_tokenizer,
+    )
+    torch.testing.assert_close(opened.features.cls, whole.cls, atol=1e-5, rtol=0)
+    frames = torch.tensor([0, 3, 5])
+    assert isinstance(whole.patches, torch.Tensor)
+    torch.testing.assert_close(
+        opened.features.patches(frames), whole.patches[frames], atol=1e-5, rtol=0
+    )
+
+
+def test_the_tower_is_a_part_of_the_model(host: tuple[Any, Any]) -> None:
+    model, _ = host
+    tower = host_of(model).tower(model)
+    assert any(module is tower for module in model.modules())
+    assert sum(p.numel() for p in tower.parameters()) > 0
