@@ -35,6 +35,7 @@ def build_eva(
         num_classes=0,
         global_pool="",
         use_post_transformer_norm=False,
+        dynamic_img_size=True,  # a scout may show it smaller frames
     )
     return eva
 
