@@ -74,6 +74,25 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--max-tokens", type=int, help="budget of visual tokens")
     evaluate.add_argument("--json", type=Path, help="write the rows to this file")
 
+    bench = command("bench", _bench, "what each stage costs, with a budget and without")
+    bench.add_argument("video", nargs="?", help="read at 1 fps; without it, the demo's")
+    which = bench.add_mutually_exclusive_group()
+    which.add_argument("--model", help="folder or hub id; without it, the demo's model")
+    which.add_argument(
+        "--host", metavar="CLASS", help="a host's model class in its published size, random weights"
+    )
+    bench.add_argument(
+        "--frames", type=_counts, help="lengths, as 60,240,480,720,3600 (all of the video)"
+    )
+    bench.add_argument("--repeats", type=int, default=5, help="of which the median is told (5)")
+    bench.add_argument("--max-tokens", type=int, help="budget of visual tokens")
+    bench.add_argument("--new-tokens", type=int, default=16, help="length of each answer (16)")
+    bench.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="of the weights")
+    bench.add_argument("--device", help="as torch names it (cuda if there is one)")
+    bench.add_argument("--threads", type=int, help="of the CPU that torch uses")
+    bench.add_argument("--json", type=Path, help="write the rows to this file")
+    bench.add_argument("--figure", type=Path, help="draw the growth into this SVG file")
+
     plan = command("plan", _plan, "how many visual tokens a video gives at most")
     plan.add_argument("frames", type=int, help="frames that are read, at 1 fps: its seconds")
     plan.add_argument("--num-frames", type=int, default=32, help="frames chosen at most (32)")
@@ -224,6 +243,12 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.json is not None:
         options.json.write_text(json.dumps([row.to_dict() for row in rows], indent=2) + "\n")
     return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from bvllm_adapters.bench.command import run
+
+    return run(options)
 
 
 def _load(source: str | None) -> tuple[Any, Any]:

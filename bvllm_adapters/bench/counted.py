@@ -1,0 +1,298 @@
+"""FLOPs and bytes of each stage, counted from shapes: nothing is computed, and no memory taken.
+
+Axes: T frames, S the tower's image size, P patches, C vision width, K choices, M chosen frames,
+R tokens per frame, H Q-Former width, N visual tokens, D hidden size of the language model.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from bvllm_adapters.bench.unwrapped import CHUNK, own_way
+from bvllm_adapters.budget_merger import merge_to, prompt_shares
+from bvllm_adapters.encoding import KEEP_FRAMES, Encoding
+from bvllm_adapters.features import Selection
+from bvllm_adapters.hosts import TOKENIZER, host_of
+from bvllm_adapters.trace import FrameTrace, Trace
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of one stage: floating-point operations, and bytes of what it leaves for those after it.
+
+    None: it has no matrix products to count; what it leaves is counted elsewhere.
+    """
+
+    flops: int | None
+    bytes: int | None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is asked of a model.
+
+    Args:
+        text_tokens: of the prompt, without the visual ones. new_tokens: that are generated.
+        frame: (H, W, 3) a decoded frame, of which only the shape counts.
+        pixels: (1, 3, S, S) the same as the tower takes it.
+    """
+
+    question: str
+    text_tokens: int
+    new_tokens: int
+    frame: Tensor
+    pixels: Tensor
+
+
+SHAPES = FakeTensorMode(allow_non_fake_inputs=True)
+"""Inside of it, tensors have a shape, a dtype and a device, and no values. Not the meta device:
+there, code that asks for the device of its input stumbles."""
+
+
+def in_shape(model: nn.Module) -> Any:
+    """A copy of a model, maybe on the meta device, whose weights have their shapes alone."""
+    ghosts: dict[int, Any] = {}
+    with SHAPES:
+        for buffer in model.buffers():
+            ghosts[id(buffer)] = torch.empty(buffer.shape, dtype=buffer.dtype)
+        for weight in model.parameters():
+            empty = torch.empty(weight.shape, dtype=weight.dtype)
+            ghosts[id(weight)] = nn.Parameter(empty, requires_grad=False)
+    return copy.deepcopy(model, ghosts)
+
+
+def flops_of(run: Callable[[], T]) -> tuple[T, int]:
+    """What `run` gives, and its FLOPs: 2 for each multiply and add of matrix products,
+    convolutions and attention; those between single elements are not counted."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        result = run()
+    return result, counter.get_total_flops()
+
+
+def shape_of(run: Callable[[], T]) -> tuple[T, int]:
+    """As `flops_of`, of shapes alone."""
+    with SHAPES:
+        return flops_of(run)
+
+
+class Counter:
+    """Counts what a model takes to answer, once for each shape.
+
+    Args:
+        model: wrapped or native, maybe on the meta device.
+    """
+
+    def __init__(self, model: nn.Module, setting: Setting) -> None:
+        self.setting = setting
+        self.ghost = ghost = in_shape(model)
+        self.tokenizer: Any = getattr(ghost, TOKENIZER)
+        host, self.own = host_of(ghost), own_way(ghost)
+
+        def pixels(frames: int) -> Tensor:
+            return _empty(frames, *setting.pixels.shape[1:])
+
+        # What comes of so many frames in one call, and its FLOPs.
+        self.look = cache(lambda frames: shape_of(lambda: host.look(ghost, pixels(frames))))
+        self.glance = cache(
+            lambda frames: shape_of(
+                lambda: self.tokenizer.scout(pixels(frames), partial(host.look, ghost))
+            )
+        )
+        self.see = cache(lambda frames: shape_of(lambda: self.own.see(pixels(frames))))
+        self.reading = Reading.of(ghost)
+
+    def wrapped(self, trace: Trace) -> dict[str, Work]:
+        """Stage -> what it takes with a budget.
+
+        Args:
+            trace: of an answer, or an `expected` one.
+        """
+        tokenizer, frames, chosen = self.tokenizer, trace.frames_decoded, len(trace.frames)
+        work = self._read(frames)
+        passes = frames if trace.tower_passes is None else trace.tower_passes
+        in_chunks = 0 if tokenizer.scout is not None else min(frames, passes)
+        again = passes - in_chunks  # one by one
+        feature, patches = self.look(1)[0]
+        work["tower"] = Work(
+            _in_chunks(self.look, in_chunks) + again * self.look(1)[1],
+            (chosen if again else frames) * patches.nbytes
+            + (0 if tokenizer.scout is not None else frames * feature.nbytes),
+        )
+        if tokenizer.scout is not None:
+            feature = self.glance(1)[0]
+            work["scout"] = Work(_in_chunks(self.glance, frames), frames * feature.nbytes)
+
+        text = _empty(len(tokenizer.question_tokenizer(self.setting.question)), dtype=torch.int64)
+        choices = Selection.of(_one_hot(trace))
+        flops = 0
+        if tokenizer.frame_selector is not None and frames > 1:
+            cls = _empty(frames, feature.shape[1], dtype=tokenizer.dtype)
+            seconds = _empty(frames, dtype=torch.float64)
+            _, flops = shape_of(lambda: tokenizer.frame_selector(cls, text, seconds=seconds))
+        work["selector"] = Work(flops, choices.weights.nbytes)
+
+        flops = 0
+        if tokenizer.temporal_merger is not None:  # of values, since what is equal is merged
+            _, flops = flops_of(lambda: tokenizer.temporal_merger(choices))
+        work["merge"] = Work(flops, chosen * choices.weights[0].nbytes)
+
+        mixed = _empty(chosen, *patches.shape[1:], dtype=tokenizer.dtype)
+        sampled, flops = mixed, 0
+        if tokenizer.spatial_sampler is not None:
+            texts = text.expand(chosen, -1)
+            mask = _empty(*texts.shape, dtype=torch.bool)
+            sampled, flops = shape_of(lambda: tokenizer.spatial_sampler.read(mixed, texts, mask))
+        work["sampler"] = Work(flops, sampled.nbytes)
+
+        shares = [frame.tokens for frame in trace.frames if frame.tokens]
+        _, flops = shape_of(lambda: [merge_to(sampled[:1], share) for share in shares])
+        tokens = merged = _empty(trace.num_tokens, sampled.shape[2], dtype=sampled.dtype)
+        work["budget"] = Work(flops, merged.nbytes)
+
+        flops = 0
+        if tokenizer.projection is not None:
+            tokens, flops = shape_of(lambda: tokenizer.projection(merged))
+        work["projection"] = Work(flops, tokens.nbytes)
+        return work | self._answer(len(tokens))
+
+    def unwrapped(self, frames: int) -> tuple[dict[str, Work], int]:
+        """Stage -> what it takes in the host's `own_way`, and the visual tokens of that."""
+        feature = self.see(1)[0]
+        features = feature.expand(frames, -1, -1)
+        tokens, flops = shape_of(lambda: self.own.make(features, self.setting.question))
+        work = self._read(frames)
+        work["tower"] = Work(_in_chunks(self.see, frames), frames * feature.nbytes)
+        work["projection"] = Work(flops, tokens.nbytes)
+        return work | self._answer(len(tokens)), len(tokens)
+
+    def expected(self, frames: int, max_tokens: int | None = None) -> Trace:
+        """Of an answer in which as many frames are chosen as may be, about equally often."""
+        config = self.tokenizer.config
+        budget = config.max_tokens if max_tokens is None else max_tokens
+        chosen = min(frames, config.num_frames)
+        at = [i * frames // chosen for i in range(chosen)]
+        edges = [i * config.num_frames // chosen for i in range(chosen + 1)]
+        choices = [float(end - begin) for begin, end in pairwise(edges)]
+        (shares,) = prompt_shares([(chosen, config.tokens_per_frame)], [choices], budget)
+        (_, patches), _ = self.look(1)
+        room = Encoding().device_bytes + Encoding().host_bytes
+        kept = frames <= KEEP_FRAMES and frames * patches.nbytes <= room
+        passes = chosen if config.scout is not None else frames if kept else frames + chosen
+        return Trace(
+            frames_decoded=frames,
+            frames=tuple(
+                FrameTrace(frame, float(frame), {frame: 1.0}, times, share)
+                for frame, times, share in zip(at, choices, shares, strict=True)
+            ),
+            num_tokens=sum(shares),
+            max_tokens=budget,
+            seconds={},
+            tower_passes=passes,
+        )
+
+    def _read(self, frames: int) -> dict[str, Work]:
+        return {
+            "decode": Work(None, frames * self.setting.frame.nbytes),
+            "preprocess": Work(None, frames * self.setting.pixels.nbytes),
+        }
+
+    def _answer(self, visual_tokens: int) -> dict[str, Work]:
+        prompt, further = self.setting.text_tokens + visual_tokens, self.setting.new_tokens - 1
+        lengths = range(prompt + 1, prompt + 1 + further)
+        cost = self.reading
+        return {
+            "prefill": Work(cost.flops(1, prompt), prompt * cost.cache_bytes),
+            "generate": Work(
+                sum(cost.flops(length, length) for length in lengths), further * cost.cache_bytes
+            ),
+        }
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a language model takes to read tokens; counted on three short prompts.
+
+    Linear layers cost the same for each token, attention for each pair of a token and one that is
+    not after it, and the last token's logits come on top, so this holds for every length.
+
+    Args:
+        token, pair, logits: FLOPs of each. cache_bytes: of each token's keys and values.
+    """
+
+    token: int
+    pair: int
+    logits: int
+    cache_bytes: int
+
+    @classmethod
+    def of(cls, ghost: Any) -> Reading:
+        weight = ghost.get_input_embeddings().weight
+        model = getattr(ghost, "language_model", ghost)
+        # generate() asks for the last logits alone where the model can be told so.
+        last = {"logits_to_keep": 1} if model._supports_logits_to_keep() else {}
+
+        def read(tokens: int, cache: Any) -> tuple[Any, int]:
+            embeds = _empty(1, tokens, weight.shape[1], dtype=weight.dtype)
+            output, flops = shape_of(
+                lambda: model(inputs_embeds=embeds, past_key_values=cache, use_cache=True, **last)
+            )
+            return output.past_key_values, flops
+
+        cache, first_two = read(2, None)  # 2 tokens, 4 pairs: those that are masked are counted
+        cache, third = read(1, cache)  # 1 token, 3 pairs
+        cache, fourth = read(1, cache)  # 1 token, 4 pairs
+        pair = fourth - third
+        token = first_two - fourth
+        return cls(
+            token=token,
+            pair=pair,
+            logits=fourth - token - 4 * pair,
+            cache_bytes=_nbytes(cache) // 4,
+        )
+
+    def flops(self, first: int, last: int) -> int:
+        """Of reading the `first` to the `last` token in one go, those before being cached."""
+        pairs = (last * (last + 1) - (first - 1) * first) // 2
+        return (last - first + 1) * self.token + pairs * self.pair + self.logits
+
+
+def _in_chunks(look: Callable[[int], tuple[Any, int]], frames: int) -> int:
+    """FLOPs of frames that are looked at 16 at a time; some are of a chunk, most of its frames."""
+    one, whole = look(1)[1], look(CHUNK)[1]
+    each = (whole - one) // (CHUNK - 1)
+    return frames * each + -(-frames // CHUNK) * (one - each)
+
+
+def _one_hot(trace: Trace) -> Tensor:
+    """(K, T) the choices that were made; of a single frame, which need not be chosen, one."""
+    single = trace.frames_decoded == 1
+    at = [
+        frame.frame
+        for frame in trace.frames
+        for _ in range(1 if single else max(1, round(frame.choices)))
+    ]
+    weights = torch.zeros(len(at), trace.frames_decoded)
+    weights[torch.arange(len(at)), at] = 1
+    return weights
+
+
+def _nbytes(cache: Any) -> int:
+    """Of a transformers Cache."""
+    return sum(part.nbytes for layer in cache.layers for part in (layer.keys, layer.values))
+
+
+def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    with SHAPES:
+        return torch.empty(*shape, dtype=dtype)

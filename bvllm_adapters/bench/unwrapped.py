@@ -1,0 +1,138 @@
+"""The same host without a budget: its own way from frames to an answer.
+
+Axes: T frames, k of them, S the tower's image size, P patches, C vision width, N visual tokens,
+D hidden size of the language model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bvllm_adapters.bench.first_token import answering
+from bvllm_adapters.build import build_projection
+from bvllm_adapters.features import Selection, VisualTokens
+from bvllm_adapters.frames import Frames, FrameSource
+from bvllm_adapters.hosts import TOKENIZER, Host, host_of
+from bvllm_adapters.prefetch import ahead
+from bvllm_adapters.trace import stage
+
+CHUNK = 16  # frames that the tower sees at a time, as many as under a budget
+
+
+@dataclass(frozen=True)
+class OwnWay:
+    """How a host makes visual tokens without a budget.
+
+    Args:
+        name: for people. see: (k, 3, S, S) pixels -> (k, P, C) features, by the tower.
+        make: (T, P, C) features and the question -> (N, D) visual tokens.
+    """
+
+    name: str
+    see: Callable[[Tensor], Tensor]
+    make: Callable[[Tensor, str], Tensor]
+
+
+def own_way(model: Any) -> OwnWay:
+    """That of VideoLLaMA2 and LLaMA-VID, by the methods that upstream gives them.
+
+    Other models, as the standalone ones, know no way but the budget: all patches of all frames
+    then go to the language model, through a projection of the tokenizer's kind and random weights.
+
+    Args:
+        model: wrapped or native.
+    """
+    if hasattr(model, "temporal_aggregator"):
+        return OwnWay(
+            "its own projector, on all frames",
+            model.get_vision_tower(),
+            lambda features, question: model.temporal_aggregator(features[None])[0],
+        )
+    if hasattr(model, "vlm_attention"):
+        return OwnWay(
+            "its own tokens of each frame",
+            model.get_vision_tower(),
+            lambda features, question: model.vlm_attention(features, [[question]], [len(features)])[
+                0
+            ][0],
+        )
+    host = host_of(model)
+    config = getattr(model, TOKENIZER).config
+    projection = build_projection(config, config.vision_width)
+    projection.requires_grad_(False).to(model.get_input_embeddings().weight)
+    return OwnWay(
+        "every patch of every frame, projected",
+        lambda pixels: host.look(model, pixels)[1],
+        lambda features, question: projection(features.flatten(0, 1)),
+    )
+
+
+@torch.inference_mode()
+def ask_unwrapped(
+    model: Any,
+    host: Host,
+    processor: Any,
+    way: OwnWay,
+    source: FrameSource,
+    question: str,
+    prefetch: int,
+    **generate: Any,
+) -> int:
+    """Answer as the host does without a budget, each step booked in the ledger.
+
+    Frames are decoded ahead of the tower and go through it in chunks, as under a budget, so that
+    nothing but the visual tokens differs.
+
+    Args:
+        way: the model's `own_way`. prefetch: chunks decoded ahead, as in `Encoding`.
+        generate: of the host's `answers`.
+
+    Returns:
+        How many visual tokens the language model read.
+    """
+
+    def chunks() -> Iterator[Tensor]:
+        frames = source.read(np.arange(len(source)))
+        while True:
+            with stage("decode", on_device=False):
+                chunk: list[Frames] = list(islice(frames, CHUNK))
+            if not chunk:
+                return
+            with stage("preprocess", on_device=False):
+                pixels = host.pixels(processor, np.stack(chunk))
+            yield pixels
+
+    features = []
+    with ahead(chunks(), prefetch) if prefetch else nullcontext(chunks()) as ready:
+        for pixels in ready:
+            with stage("tower"):
+                features.append(way.see(pixels))
+    with stage("projection"):
+        tokens = way.make(torch.cat(features), question)
+    del features
+    with answering() as at_each_token:
+        host.answers(
+            model, processor, [question], [visual(tokens)],
+            logits_processor=at_each_token, **generate,
+        )  # fmt: skip
+    return len(tokens)
+
+
+def visual(tokens: Tensor) -> VisualTokens:
+    """(N, D) tokens as hosts take them; where they come from is not asked."""
+    count = len(tokens)
+    return VisualTokens(
+        tokens,
+        torch.zeros(count, dtype=torch.int64, device=tokens.device),
+        torch.ones(count, device=tokens.device),
+        Selection.single_frame(1, tokens.device),
+        torch.zeros(1, dtype=torch.float64),
+    )
