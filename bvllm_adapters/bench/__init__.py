@@ -1,8 +1,9 @@
-"""What a question costs, stage by stage, with and without a budget of visual tokens.
+"""What an answer costs, stage by stage, with a budget of visual tokens and without.
 
-`bvllm bench` runs it; `bench` measures a model, `count` only counts what one too large to run does.
+`bvllm bench` runs it: `bench` measures a model, `count` only counts what one too large to run does.
 """
 
+from bvllm_adapters.bench.measure import bench, count
 from bvllm_adapters.bench.rows import Row
 
-__all__ = ["Row"]
+__all__ = ["Row", "bench", "count"]

@@ -6,26 +6,23 @@ R tokens per frame, H Q-Former width, N visual tokens, D hidden size of the lang
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
+from bvllm_adapters.bench.reading import Reading
+from bvllm_adapters.bench.shapes import empty, flops_of, in_shape, shape_of
 from bvllm_adapters.bench.unwrapped import CHUNK, own_way
 from bvllm_adapters.budget_merger import merge_to, prompt_shares
 from bvllm_adapters.encoding import KEEP_FRAMES, Encoding
 from bvllm_adapters.features import Selection
 from bvllm_adapters.hosts import TOKENIZER, host_of
 from bvllm_adapters.trace import FrameTrace, Trace
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -56,37 +53,6 @@ class Setting:
     pixels: Tensor
 
 
-SHAPES = FakeTensorMode(allow_non_fake_inputs=True)
-"""Inside of it, tensors have a shape, a dtype and a device, and no values. Not the meta device:
-there, code that asks for the device of its input stumbles."""
-
-
-def in_shape(model: nn.Module) -> Any:
-    """A copy of a model, maybe on the meta device, whose weights have their shapes alone."""
-    ghosts: dict[int, Any] = {}
-    with SHAPES:
-        for buffer in model.buffers():
-            ghosts[id(buffer)] = torch.empty(buffer.shape, dtype=buffer.dtype)
-        for weight in model.parameters():
-            empty = torch.empty(weight.shape, dtype=weight.dtype)
-            ghosts[id(weight)] = nn.Parameter(empty, requires_grad=False)
-    return copy.deepcopy(model, ghosts)
-
-
-def flops_of(run: Callable[[], T]) -> tuple[T, int]:
-    """What `run` gives, and its FLOPs: 2 for each multiply and add of matrix products,
-    convolutions and attention; those between single elements are not counted."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        result = run()
-    return result, counter.get_total_flops()
-
-
-def shape_of(run: Callable[[], T]) -> tuple[T, int]:
-    """As `flops_of`, of shapes alone."""
-    with SHAPES:
-        return flops_of(run)
-
-
 class Counter:
     """Counts what a model takes to answer, once for each shape.
 
@@ -101,7 +67,7 @@ class Counter:
         host, self.own = host_of(ghost), own_way(ghost)
 
         def pixels(frames: int) -> Tensor:
-            return _empty(frames, *setting.pixels.shape[1:])
+            return empty(frames, *setting.pixels.shape[1:])
 
         # What comes of so many frames in one call, and its FLOPs.
         self.look = cache(lambda frames: shape_of(lambda: host.look(ghost, pixels(frames))))
@@ -134,12 +100,12 @@ class Counter:
             feature = self.glance(1)[0]
             work["scout"] = Work(_in_chunks(self.glance, frames), frames * feature.nbytes)
 
-        text = _empty(len(tokenizer.question_tokenizer(self.setting.question)), dtype=torch.int64)
+        text = empty(len(tokenizer.question_tokenizer(self.setting.question)), dtype=torch.int64)
         choices = Selection.of(_one_hot(trace))
         flops = 0
         if tokenizer.frame_selector is not None and frames > 1:
-            cls = _empty(frames, feature.shape[1], dtype=tokenizer.dtype)
-            seconds = _empty(frames, dtype=torch.float64)
+            cls = empty(frames, feature.shape[1], dtype=tokenizer.dtype)
+            seconds = empty(frames, dtype=torch.float64)
             _, flops = shape_of(lambda: tokenizer.frame_selector(cls, text, seconds=seconds))
         work["selector"] = Work(flops, choices.weights.nbytes)
 
@@ -148,17 +114,17 @@ class Counter:
             _, flops = flops_of(lambda: tokenizer.temporal_merger(choices))
         work["merge"] = Work(flops, chosen * choices.weights[0].nbytes)
 
-        mixed = _empty(chosen, *patches.shape[1:], dtype=tokenizer.dtype)
+        mixed = empty(chosen, *patches.shape[1:], dtype=tokenizer.dtype)
         sampled, flops = mixed, 0
         if tokenizer.spatial_sampler is not None:
             texts = text.expand(chosen, -1)
-            mask = _empty(*texts.shape, dtype=torch.bool)
+            mask = empty(*texts.shape, dtype=torch.bool)
             sampled, flops = shape_of(lambda: tokenizer.spatial_sampler.read(mixed, texts, mask))
         work["sampler"] = Work(flops, sampled.nbytes)
 
         shares = [frame.tokens for frame in trace.frames if frame.tokens]
         _, flops = shape_of(lambda: [merge_to(sampled[:1], share) for share in shares])
-        tokens = merged = _empty(trace.num_tokens, sampled.shape[2], dtype=sampled.dtype)
+        tokens = merged = empty(trace.num_tokens, sampled.shape[2], dtype=sampled.dtype)
         work["budget"] = Work(flops, merged.nbytes)
 
         flops = 0
@@ -220,54 +186,6 @@ class Counter:
         }
 
 
-@dataclass(frozen=True)
-class Reading:
-    """What a language model takes to read tokens; counted on three short prompts.
-
-    Linear layers cost the same for each token, attention for each pair of a token and one that is
-    not after it, and the last token's logits come on top, so this holds for every length.
-
-    Args:
-        token, pair, logits: FLOPs of each. cache_bytes: of each token's keys and values.
-    """
-
-    token: int
-    pair: int
-    logits: int
-    cache_bytes: int
-
-    @classmethod
-    def of(cls, ghost: Any) -> Reading:
-        weight = ghost.get_input_embeddings().weight
-        model = getattr(ghost, "language_model", ghost)
-        # generate() asks for the last logits alone where the model can be told so.
-        last = {"logits_to_keep": 1} if model._supports_logits_to_keep() else {}
-
-        def read(tokens: int, cache: Any) -> tuple[Any, int]:
-            embeds = _empty(1, tokens, weight.shape[1], dtype=weight.dtype)
-            output, flops = shape_of(
-                lambda: model(inputs_embeds=embeds, past_key_values=cache, use_cache=True, **last)
-            )
-            return output.past_key_values, flops
-
-        cache, first_two = read(2, None)  # 2 tokens, 4 pairs: those that are masked are counted
-        cache, third = read(1, cache)  # 1 token, 3 pairs
-        cache, fourth = read(1, cache)  # 1 token, 4 pairs
-        pair = fourth - third
-        token = first_two - fourth
-        return cls(
-            token=token,
-            pair=pair,
-            logits=fourth - token - 4 * pair,
-            cache_bytes=_nbytes(cache) // 4,
-        )
-
-    def flops(self, first: int, last: int) -> int:
-        """Of reading the `first` to the `last` token in one go, those before being cached."""
-        pairs = (last * (last + 1) - (first - 1) * first) // 2
-        return (last - first + 1) * self.token + pairs * self.pair + self.logits
-
-
 def _in_chunks(look: Callable[[int], tuple[Any, int]], frames: int) -> int:
     """FLOPs of frames that are looked at 16 at a time; some are of a chunk, most of its frames."""
     one, whole = look(1)[1], look(CHUNK)[1]
@@ -286,13 +204,3 @@ def _one_hot(trace: Trace) -> Tensor:
     weights = torch.zeros(len(at), trace.frames_decoded)
     weights[torch.arange(len(at)), at] = 1
     return weights
-
-
-def _nbytes(cache: Any) -> int:
-    """Of a transformers Cache."""
-    return sum(part.nbytes for layer in cache.layers for part in (layer.keys, layer.values))
-
-
-def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    with SHAPES:
-        return torch.empty(*shape, dtype=dtype)

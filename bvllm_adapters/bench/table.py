@@ -73,12 +73,16 @@ def _growth(rows: Sequence[Row]) -> Iterator[str]:
         bound, free = totals[frames, True], totals[frames, False]
         yield (
             f"{frames:>7}{bound.tokens:>9}{free.tokens:>9}"
-            f"{quantity(bound.seconds):>9}{quantity(free.seconds):>9}"
+            f"{_seconds(bound.seconds):>9}{_seconds(free.seconds):>9}"
             f"{_ratio(free.seconds, bound.seconds):>9}"
             f"{quantity(bound.flops):>9}{quantity(free.flops):>9}"
             f"{_ratio(free.flops, bound.flops):>9}"
             f"{quantity(bound.peak_bytes):>9}{quantity(free.peak_bytes):>9}"
         )
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:#.3g}".rstrip(".")
 
 
 def _ratio(value: float | None, base: float | None) -> str:

@@ -8,9 +8,10 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from bvllm_adapters.bench import published
-from bvllm_adapters.bench.counted import Reading, flops_of, in_shape, shape_of
 from bvllm_adapters.bench.measure import bench, count
+from bvllm_adapters.bench.reading import Reading
 from bvllm_adapters.bench.rows import TOTAL
+from bvllm_adapters.bench.shapes import flops_of, in_shape, shape_of
 
 
 def test_a_linear_layer():
