@@ -4,7 +4,7 @@ can be left out without a bit of any other frame changing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -48,41 +48,52 @@ def dependence(container: InputContainer, stream: VideoStream) -> Dependence | N
 
 
 def _h264(width: int) -> Dependence:
-    """Units begin with: 1 bit, 2 bits nal_ref_idc, 5 bits nal_unit_type."""
+    """Units begin with: 1 bit of 0, 2 bits nal_ref_idc, 5 bits nal_unit_type."""
+
+    def pictures(packet: AnyPacket) -> list[int]:
+        return [unit for unit in _units(packet, width) if 1 <= unit >> 8 & 31 <= 5]
 
     def begins(packet: AnyPacket) -> bool:
         # IDR pictures. Files mark others too, after which some refer to what was before.
-        types = (unit >> 8 & 31 for unit in _units(packet, width))
-        return next((one for one in types if 1 <= one <= 5), 0) == 5
+        return any(unit >> 8 & 31 == 5 for unit in pictures(packet)[:1])
 
     def is_spare(packet: AnyPacket) -> bool:
-        # Only pictures and parameters that nothing refers to have 0.
-        return not any(unit >> 13 & 3 for unit in _units(packet, width))
+        # Of pictures and parameters, only what nothing refers to has 0.
+        return bool(pictures(packet)) and not any(unit >> 13 for unit in _units(packet, width))
 
     return Dependence(begins, is_spare)
 
 
 def _hevc(width: int, layers: int) -> Dependence:
-    """Units begin with: 1 bit, 6 bits nal_unit_type, 6 bits layer, 3 bits temporal layer."""
+    """Units begin with: 1 bit of 0, 6 bits nal_unit_type, 6 bits, 3 bits temporal layer, from 1."""
+
+    def types(packet: AnyPacket) -> list[int]:
+        return [unit >> 9 for unit in _units(packet, width) if unit & 7]
 
     def begins(packet: AnyPacket) -> bool:
-        types = (unit >> 9 & 63 for unit in _units(packet, width))
-        return 16 <= next((one for one in types if one < 32), 0) < 24  # IRAP pictures
+        pictures = [one for one in types(packet) if one < 32]
+        return any(16 <= one < 24 for one in pictures[:1])  # IRAP
 
     def is_spare(packet: AnyPacket) -> bool:
-        # Even types below 16: not referred to in their own temporal layer. 35 and 38 to 40: no
-        # pictures, and no parameters either.
-        types = (unit >> 9 & 63 for unit in _units(packet, width))
-        return layers == 1 and all(
-            (one < 16 and one % 2 == 0) or one in (35, 38, 39, 40) for one in types
+        # Even types below 16: pictures not referred to in their own temporal layer. 35 and 38 to
+        # 40: no pictures, and no parameters either.
+        found = types(packet)
+        return (
+            layers == 1
+            and any(one < 16 for one in found)
+            and all((one < 16 and one % 2 == 0) or one in (35, 38, 39, 40) for one in found)
         )
 
     return Dependence(begins, is_spare)
 
 
-def _units(packet: AnyPacket, width: int) -> Iterator[int]:
-    """The first 16 bits of each unit; before each stands its length, in `width` bytes."""
-    data, at = memoryview(packet), width
-    while at + 2 <= len(data):
-        yield data[at] << 8 | data[at + 1]
-        at += width + int.from_bytes(data[at - width : at], "big")
+def _units(packet: AnyPacket, width: int) -> list[int]:
+    """The first 16 bits of each unit; before each stands its length, in `width` bytes. None of a
+    packet that is not made so, as when it is damaged."""
+    data, at, units = memoryview(packet), 0, []
+    while at + width + 2 <= len(data):
+        length = int.from_bytes(data[at : at + width], "big")
+        at += width
+        units.append(data[at] << 8 | data[at + 1])
+        at += length
+    return units if at == len(data) else []

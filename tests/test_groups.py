@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from unittest.mock import patch
 
+import av
 import numpy as np
 import pytest
 from hypothesis import given
@@ -146,6 +147,30 @@ def test_trouble_ends_it_after_right_frames(trouble, threads, decoded, monkeypat
     assert 4 <= len(given) <= 6
     for frame, expected in zip(given, frames[2::3], strict=False):
         np.testing.assert_array_equal(frame, expected)
+
+
+@pytest.mark.parametrize("fill", [0, 255])
+@pytest.mark.parametrize("name", ["b_frames.mp4", "hevc.mp4"])
+def test_what_is_damaged_is_neither_begun_at_nor_left_out(name, fill, decoded, tmp_path, fed):
+    path, index, frames = decoded(name)
+    content = path.read_bytes()
+    with av.open(str(path)) as container:
+        key, spare = [packet for packet in container.demux(video=0) if packet.size][12:16:3]
+
+    def damage(packet):
+        (tmp_path / name).write_bytes(content.replace(bytes(packet), bytes([fill]) * packet.size))
+        return tmp_path / name, read_index(tmp_path / name)
+
+    path_now, index_now = damage(key)
+    assert key.pts in index.groups.key_pts and key.pts not in index_now.groups.key_pts
+    (first,) = by_groups(path_now, index_now, index_now.groups, np.array([0, 13, 23]))
+    np.testing.assert_array_equal(first, frames[0])
+
+    chosen = np.array([23])
+    for file, whole in ((path, True), (damage(spare)[0], False)):
+        fed.clear()
+        assert bool(list(by_groups(file, index, index.groups, chosen))) == whole
+        assert (spare.pts in fed) == (not whole)
 
 
 # How the decoding of long files is planned
