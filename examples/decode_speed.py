@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import cycle, islice
 from pathlib import Path
@@ -51,25 +52,44 @@ def main() -> None:
 
     every = np.arange(args.minutes * 60)
     some = np.linspace(0, len(every) - 1, AGAIN).astype(np.int64)
-    seconds: dict[str, list[tuple[float, float]]] = {"decord": [], "bvllm_adapters": []}
+    laps: dict[str, list[tuple[Lap, Lap]]] = {"decord": [], "here": []}
     for _ in range(args.rounds):
         frames = []
-        for (name, times), open_reader in zip(seconds.items(), (decord, ours), strict=True):
-            begin = time.perf_counter()
+        for (name, of), open_reader in zip(laps.items(), (decord, ours), strict=True):
+            begin = Lap.now()
             read = open_reader(path)
             frames.append(read(every))
-            between = time.perf_counter()
+            between = Lap.now()
             frames.append(read(some))
-            times.append((between - begin, time.perf_counter() - between))
-            print(f"  {name}: {times[-1][0]:.1f} s, {times[-1][1]:.2f} s", flush=True)
+            of.append((between - begin, Lap.now() - between))
+            print(f"  {name}: {of[-1][0]}, {of[-1][1]}", flush=True)
         if not (np.array_equal(frames[0], frames[2]) and np.array_equal(frames[1], frames[3])):
             sys.exit(f"{path}: frames differ from those of decord")
 
-    print(f"{'median seconds':36}{'decord':>8}{'here':>8}{'times as fast':>15}")
-    for row, what in enumerate((f"1 frame/s, {len(every)} frames", f"{AGAIN} of those again")):
-        theirs, here = (median(times[row] for times in each) for each in seconds.values())
-        print(f"{what:36}{theirs:8.2f}{here:8.2f}{theirs / here:15.2f}")
-    print(f"no bit differs; load of the machine {os.getloadavg()[0]:.1f}")
+    print(f"\n{'medians':24}{'':16}{'decord':>8}{'here':>8}{'times as fast':>15}")
+    for part, what in enumerate((f"1 frame/s, {len(every)} frames", f"{AGAIN} of those again")):
+        for field, unit in (("wall", "seconds"), ("cpu", "CPU seconds")):
+            theirs, here = (median(getattr(lap[part], field) for lap in of) for of in laps.values())
+            print(f"{what:24}{unit:16}{theirs:8.2f}{here:8.2f}{theirs / here:15.2f}")
+    print(f"no bit differs; load of the machine: {os.getloadavg()[0]:.1f}")
+
+
+@dataclass(frozen=True)
+class Lap:
+    """Seconds of the clock, and of all CPUs for this process: a busy machine changes the first."""
+
+    wall: float
+    cpu: float
+
+    @classmethod
+    def now(cls) -> Lap:
+        return cls(time.perf_counter(), time.process_time())
+
+    def __sub__(self, before: Lap) -> Lap:
+        return Lap(self.wall - before.wall, self.cpu - before.cpu)
+
+    def __str__(self) -> str:
+        return f"{self.wall:.2f} s ({self.cpu:.2f} of CPU)"
 
 
 def decord(path: Path) -> Read:
