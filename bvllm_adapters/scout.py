@@ -52,14 +52,18 @@ class Scout(nn.Module):
         Args:
             look: the tower; only a scout without an encoder of its own needs it.
         """
-        device = next((weight.device for weight in self.parameters()), pixels.device)
-        side = (self.image_size, self.image_size)
-        small = F.interpolate(pixels.to(device).float(), side, mode="bilinear", antialias=True)
+        small = self.smaller(pixels)
         if self.encoder is not None:
             return pooled(self.encoder, small)
         if look is None:
             raise ValueError("look: got None, wanted the tower, as the scout has no encoder")
         return look(small.to(pixels.dtype))[0]
+
+    def smaller(self, pixels: Tensor) -> Tensor:
+        """(k, 3, S, S) -> (k, 3, s, s) float32, where the encoder is."""
+        device = next((weight.device for weight in self.parameters()), pixels.device)
+        side = (self.image_size, self.image_size)
+        return F.interpolate(pixels.to(device).float(), side, mode="bilinear", antialias=True)
 
 
 def pooled(encoder: Any, pixels: Tensor) -> Tensor:

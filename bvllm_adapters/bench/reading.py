@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from bvllm_adapters.bench.shapes import empty, shape_of
 
 
@@ -33,9 +35,14 @@ class Reading:
 
         def read(tokens: int, cache: Any) -> tuple[Any, int]:
             embeds = empty(1, tokens, weight.shape[1], dtype=weight.dtype)
+            # Given, since Qwen2-VL would make them from ids.
+            positions = empty(1, tokens, dtype=torch.int64)
             output, flops = shape_of(
-                lambda: model(inputs_embeds=embeds, past_key_values=cache, use_cache=True, **last)
-            )
+                lambda: model(
+                    inputs_embeds=embeds, position_ids=positions,
+                    past_key_values=cache, use_cache=True, **last,
+                )
+            )  # fmt: skip
             return output.past_key_values, flops
 
         cache, first_two = read(2, None)  # 2 tokens, 4 pairs: those that are masked are counted
