@@ -1,6 +1,7 @@
 """A BalancedTokenizer that begins with published weights, each of them accounted for.
 
-From InstructBLIP (what the paper begins with), or from a checkpoint of the B-VLLM authors' code.
+From InstructBLIP (what the paper begins with), from a checkpoint of the B-VLLM authors' code, or,
+for its scout, from an image model.
 """
 
 from __future__ import annotations
@@ -135,6 +136,33 @@ def from_bvllm(
     if report.fresh:
         raise CheckpointError(f"B-VLLM checkpoint: missing what becomes {report.fresh}")
     return tokenizer.eval(), report
+
+
+def from_image_model(tokenizer: BalancedTokenizer, source: Weights) -> WarmStart:
+    """The scout's encoder from weights of its architecture, in the names of its library, in place.
+
+    Args:
+        tokenizer: with a scout that has an encoder of its own.
+        source: keys may all stand behind one prefix, as the parts of larger models do.
+
+    Raises:
+        ValueError: there is no such scout.
+        CheckpointError: weights that are missing, or of other shapes than the encoder's.
+    """
+    encoder = getattr(tokenizer.scout, "encoder", None)
+    if not isinstance(encoder, nn.Module):
+        raise ValueError("tokenizer: got no scout with an encoder, wanted one to fill")
+    state = named_tensors(source)
+    ours = encoder.state_dict()
+    ends = [key.removesuffix(name) for name in ours for key in state if key.endswith(name)]
+    prefixes = {end for end in ends if not end or end.endswith(".")}
+    prefix = max(sorted(prefixes), key=ends.count, default="")
+    missing = [name for name, _ in encoder.named_parameters() if prefix + name not in state]
+    if missing:
+        raise CheckpointError(f"scout: missing {[prefix + name for name in missing]}")
+    # Not all libraries publish all buffers.
+    wanted = {f"scout.encoder.{name}": prefix + name for name in ours if prefix + name in state}
+    return fill(tokenizer, state, wanted, source="scout")
 
 
 # Ours -> the authors'. Their code gives the patches to the layer norm of the temporal side.

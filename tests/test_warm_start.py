@@ -1,4 +1,5 @@
-"""Beginning with published weights: InstructBLIP's, and those of the B-VLLM authors' code."""
+"""Beginning with published weights: InstructBLIP's, those of the B-VLLM authors' code, and image
+models' for a scout."""
 
 from __future__ import annotations
 
@@ -7,12 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import timm
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from transformers import CLIPConfig, CLIPModel
 
 from bvllm_adapters import BalancedTokenizer, BalancedTokenizerConfig, FrameFeatures
 from bvllm_adapters.checkpoint import CheckpointError
-from bvllm_adapters.warm_start import from_bvllm, from_instructblip
+from bvllm_adapters.config import ScoutConfig
+from bvllm_adapters.warm_start import from_bvllm, from_image_model, from_instructblip
 
 RECORDED = Path(__file__).parent / "data" / "qformer_parity"
 SIZES = json.loads((RECORDED / "tiny.config.json").read_text())
@@ -241,3 +245,68 @@ def test_files_that_cannot_be_read(tmp_path):
         from_bvllm(file)
     with pytest.raises(CheckpointError, match=r"holds no weights"):
         from_bvllm(tmp_path)
+
+
+SMALL_RESNET = {"layers": [1, 1, 1, 1], "channels": [4, 4, 4, 8]}
+RESNET = ScoutConfig(architecture="resnet18", image_size=32, width=8, model_args=SMALL_RESNET)
+CLIP_SIZES = {
+    "image_size": 24, "patch_size": 8, "hidden_size": 16, "intermediate_size": 32,
+    "num_hidden_layers": 1, "num_attention_heads": 2,
+}  # fmt: skip
+CLIP = ScoutConfig(
+    library="transformers", architecture="clip_vision_model", image_size=24, width=16,
+    model_args=CLIP_SIZES,
+)  # fmt: skip
+
+
+def resnet():
+    return timm.create_model("resnet18", num_classes=5, **SMALL_RESNET).eval()
+
+
+def test_a_scout_begins_with_what_timm_publishes(tmp_path):
+    """With a head for ImageNet's classes, of which a scout has no use."""
+    published = resnet()
+    save_file(published.state_dict(), tmp_path / "model.safetensors")
+    tokenizer = fresh(scout=RESNET)
+    report = from_image_model(tokenizer, tmp_path)
+    assert sorted(report.ignored) == ["fc.bias", "fc.weight"]
+    assert not [name for name in report.fresh if name.startswith("scout.")]
+    pixels = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        wanted = published.forward_head(published.forward_features(pixels), pre_logits=True)
+        assert torch.equal(tokenizer.scout(pixels), wanted)
+
+
+def test_a_scout_begins_with_a_part_of_a_larger_model():
+    """CLIP's vision model stands behind a prefix, beside a text model with names of its kind."""
+    sizes = {"text_config": CLIP_SIZES | {"vocab_size": 9}, "vision_config": CLIP_SIZES}
+    published = CLIPModel(CLIPConfig(**sizes, projection_dim=4)).eval()
+    tokenizer = fresh(scout=CLIP)
+    report = from_image_model(tokenizer, published)
+    assert {name for name, _ in tokenizer.scout.named_parameters("scout")} <= set(report.copied)
+    pixels = torch.randn(3, 3, 24, 24)
+    with torch.no_grad():
+        wanted = published.vision_model(pixels).pooler_output
+        assert torch.equal(tokenizer.scout.encoder(pixels).pooler_output, wanted)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layer1.0.conv1.weight": None}, r"scout: missing \['layer1.0.conv1.weight'\]"),
+        ({"conv1.weight": torch.zeros(3)}, r"conv1.weight \(3,\), wanted \(64, 3, 7, 7\)"),
+    ],
+)
+def test_weights_that_are_not_the_scouts_change_nothing(change, message):
+    state = {k: v for k, v in (resnet().state_dict() | change).items() if v is not None}
+    tokenizer = fresh(scout=RESNET)
+    before = {name: value.clone() for name, value in tokenizer.state_dict().items()}
+    with pytest.raises(CheckpointError, match=message):
+        from_image_model(tokenizer, state)
+    assert all(torch.equal(value, before[name]) for name, value in tokenizer.state_dict().items())
+
+
+@pytest.mark.parametrize("scout", [None, ScoutConfig(image_size=32, width=SIZES["encoder_width"])])
+def test_without_an_encoder_there_is_nothing_to_fill(scout):
+    with pytest.raises(ValueError, match="tokenizer: got no scout with an encoder"):
+        from_image_model(fresh(scout=scout), {})

@@ -35,6 +35,8 @@ class TrainingConfig:
         tokenizer: settings of a new one, see `BalancedTokenizerConfig`; beside an adapter only
             max_tokens, in place of its own.
         instructblip: folder or file of InstructBLIP's weights, with which its Q-Formers begin.
+        scout: folder or file of weights of an image model, for the encoder that `tokenizer` names
+            as its scout's. It does not train, so a new one has to have them.
         data: for each JSON file of conversations its `file`, and the folder that its `media` are
             named from (left out: the file's own).
         output: folder for checkpoints and the trained adapter.
@@ -70,6 +72,7 @@ class TrainingConfig:
     adapter: str | None = None
     tokenizer: Mapping[str, Any] = field(default_factory=dict)
     instructblip: str | None = None
+    scout: str | None = None
     train: tuple[str, ...] = ()
     fps: float = 1.0
     max_frames: int | None = None
@@ -97,7 +100,7 @@ class TrainingConfig:
         checks.check_choice("stage", self.stage, get_args(Stage))
         checks.check_choice("schedule", self.schedule, get_args(Schedule))
         checks.check_choice("precision", self.precision, get_args(Precision))
-        for name in ("model", "base", "adapter", "instructblip"):
+        for name in ("model", "base", "adapter", "instructblip", "scout"):
             if name == "model" or getattr(self, name) is not None:
                 checks.text(name, getattr(self, name))
         for name in ("output", "deepspeed"):
@@ -143,11 +146,19 @@ class TrainingConfig:
         known = [setting.name for setting in fields(BalancedTokenizerConfig)]
         if self.adapter is not None:
             known = ["max_tokens"]
-            if self.instructblip is not None:
-                raise ValueError("instructblip: got it beside adapter, wanted one to begin with")
+            for name in ("instructblip", "scout"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name}: got it beside adapter, wanted one to begin with")
         unknown = sorted(set(self.tokenizer) - set(known))
         if unknown:
             raise ValueError(f"tokenizer: got {unknown}, wanted some of {known}")
+        scout = self.tokenizer.get("scout")
+        encoder = scout.get("architecture") if isinstance(scout, Mapping) else None
+        if (encoder is None) != (self.scout is None):
+            raise ValueError(
+                f"scout: got {self.scout!r} with tokenizer.scout.architecture={encoder!r}, wanted "
+                "weights for an encoder that is named there"
+            )
 
     def accumulation(self, devices: int) -> int:
         """How many batches of each device make a step.

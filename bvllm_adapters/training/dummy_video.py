@@ -17,10 +17,11 @@ from bvllm_adapters.features import FrameFeatures
 
 def zero_of(tokenizer: BalancedTokenizer) -> Tensor:
     """0 with a gradient of zeros for each trained weight; torch's generator stays as it is."""
-    weight = next(tokenizer.parameters())
-    frames = weight.new_zeros(2, tokenizer.config.vision_width)
+    weight, config = next(tokenizer.parameters()), tokenizer.config
+    frames = weight.new_zeros(2, config.selection_width)
+    patches = weight.new_zeros(2, 1, config.vision_width)
     tokens = tokenizer(
-        [FrameFeatures(frames, frames[:, None])],
+        [FrameFeatures(frames, patches)],
         [""],
         generator=torch.Generator(weight.device).manual_seed(0),
     )

@@ -21,7 +21,7 @@ from bvllm_adapters.training.rows import Rows, read_rows
 from bvllm_adapters.training.samples import Collate, Samples
 from bvllm_adapters.training.stages import choose_parameters
 from bvllm_adapters.training.trainer import AdapterTrainer
-from bvllm_adapters.warm_start import from_instructblip
+from bvllm_adapters.warm_start import from_image_model, from_instructblip
 
 CONFIG_FILE = "training.yaml"
 # What a run may change when it goes on, as it does not change what is learned.
@@ -107,6 +107,8 @@ def prepared(config: TrainingConfig) -> tuple[nn.Module, HostTraining]:
     if config.instructblip is not None:  # into float32 by now
         started = from_instructblip(getattr(model, TOKENIZER), config.instructblip)
         log.info("%s: %s", config.instructblip, started)
+    if config.scout is not None:
+        log.info("%s: %s", config.scout, from_image_model(getattr(model, TOKENIZER), config.scout))
     processor = host.processor(local_folder(config.model, "config.json"))
     return model, cast(HostTraining, host.training(processor))
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
-from runs import HOSTS, ROWS, Watch, assert_same_steps, talk
+from runs import HOSTS, ROWS, SMALL, Watch, assert_same_steps, talk
 from safetensors.torch import load_file, save_file
 
 import bvllm_adapters as bvllm
@@ -281,6 +282,32 @@ def test_both_q_formers_begin_with_instructblip(configured: Any, tmp_path: Path)
         assert torch.equal(stage.norm.weight, state["ln_vision.weight"])
     trained = {name.split(".")[1] for name, p in model.named_parameters() if p.requires_grad}
     assert trained == {"frame_selector", "projection"}
+
+
+def test_the_selector_learns_on_what_a_scout_sees(configured: Any, tmp_path: Path) -> None:
+    sizes = {"layers": [1, 1, 1, 1], "channels": [4, 4, 4, 8]}
+    published = timm.create_model("resnet18", **sizes).state_dict()
+    save_file(published, tmp_path / "resnet18.safetensors")
+    scout = {"architecture": "resnet18", "image_size": 24, "width": 8, "model_args": sizes}
+    watch = Watch()
+    config = configured(
+        tokenizer=SMALL | {"scout": scout}, scout=str(tmp_path / "resnet18.safetensors")
+    )
+    model: Any = train(config, callbacks=[watch])
+    for name, value in model.balanced_tokenizer.scout.encoder.state_dict().items():
+        assert torch.equal(value, published[name]), name
+    prefix = "balanced_tokenizer.frame_selector."
+    selector = {name for name in watch.before if name.startswith(prefix)}
+    assert selector and selector <= watch.moved(model)
+    # On another copy of the host it chooses and answers alike.
+    other = bvllm.wrap(bvllm.load(configured().model), adapter=config.output)
+    answers = [
+        bvllm.ask(one, CLIP, "what?", processor=processor_of(one), max_new_tokens=3)
+        for one in (model, other)
+    ]
+    assert answers[0].text == answers[1].text
+    assert answers[0].trace.frames == answers[1].trace.frames
+    assert answers[0].trace.tower_passes == len(answers[0].trace.frames)
 
 
 def test_a_native_model_goes_on_with_its_own_tokenizer(configured: Any) -> None:

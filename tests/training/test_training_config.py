@@ -90,6 +90,12 @@ def test_saved_and_loaded(fields: dict[str, Any], tmp_path: Path) -> None:
             r"\['num_frames'\], wanted .*max",
         ),
         ({"instructblip": "b", "adapter": "a"}, "instructblip: got it beside adapter"),
+        ({"scout": "b", "adapter": "a"}, "scout: got it beside adapter"),
+        ({"scout": "b"}, "scout: got 'b' with tokenizer.scout.architecture=None, wanted weights"),
+        (
+            {"tokenizer": {"scout": {"architecture": "resnet18", "image_size": 9, "width": 512}}},
+            "scout: got None with tokenizer.scout.architecture='resnet18'",
+        ),
         ({"lora": {"rank": 4}}, "lora: got .* in alignment, wanted none"),
         ({"stage": "instruction", "train": ["projection"]}, "train: got .* in instruction"),
         ({"stage": "instruction", "lora": 4}, "lora: got 4, wanted settings by name"),
