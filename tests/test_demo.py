@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import bvllm_adapters as bvllm
 from bvllm_adapters.cli import main
@@ -13,6 +15,7 @@ from bvllm_adapters.hosts import find_host
 from bvllm_adapters.needle import DEMO_VIDEO, demo_haystack, make_haystack
 from bvllm_qwen2.shim import DEMO
 
+DEMO_SCOUT = DEMO.with_name("demo_scout")
 MB = 10**6
 
 
@@ -77,6 +80,40 @@ def test_ask_without_a_model_asks_it(capsys):
     assert "trained on the needle task alone" in out
 
 
+@pytest.fixture(scope="module")
+def scouted():
+    model, _ = find_host("BvllmQwen2ForConditionalGeneration").demo()
+    return bvllm.wrap(model, adapter=DEMO_SCOUT)
+
+
+def test_its_scout_saves_three_quarters_of_the_towers_work(scouted):
+    size = scouted.image_size
+    pixels = torch.zeros(8, 3, size, size)
+
+    def flops(see):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            see(pixels)
+        return counter.get_total_flops() / len(pixels)
+
+    look, glance = flops(scouted.look), flops(scouted.balanced_tokenizer.scout)
+    chosen = scouted.balanced_tokenizer.config.num_frames  # at most, for one question
+    assert 480 * look >= 4 * (480 * glance + chosen * look)
+
+
+def test_what_its_scout_chooses_is_enough_to_answer(demo, scouted, tmp_path):
+    """Three videos of 240 frames, eight needles; examples/scout.py measures more of them."""
+    _, processor = demo
+    right = []
+    for seed in range(3):
+        haystack = make_haystack([seed, 3], num_frames=240, needles=8)
+        haystack.write(tmp_path / "clip.mp4")
+        video = bvllm.open_video(scouted, tmp_path / "clip.mp4", processor=processor)
+        for number, question in enumerate(haystack.questions, start=1):
+            right.append(video.ask(question.text).text == question.answer)
+            assert video.tower_passes <= 4 * number
+    assert sum(right) / len(right) >= 0.8
+
+
 def test_the_files_are_small_and_safe():
     files = [file for file in DEMO.rglob("*") if file.is_file()]
     assert {file.suffix for file in files} <= {".safetensors", ".json", ".jinja", ".md"}
@@ -84,3 +121,6 @@ def test_the_files_are_small_and_safe():
     baselines = sorted((DEMO / "baselines").iterdir())
     assert [file.stem for file in baselines] == sorted(METHODS[1:])
     assert sum(file.stat().st_size for file in baselines) <= 8 * MB
+    scout = sorted(DEMO_SCOUT.iterdir())
+    assert {file.suffix for file in scout} == {".safetensors", ".json", ".md"}
+    assert sum(file.stat().st_size for file in scout) <= 3 * MB

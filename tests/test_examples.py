@@ -43,3 +43,24 @@ def test_the_demo_can_be_trained(tmp_path):
     assert list(with_baselines(model, tmp_path / "demo")) == ["bvllm", "two_tokens"]
     answer = bvllm.ask(model, EXAMPLES / "needles.mp4", "What digit is red?", max_new_tokens=4)
     assert answer.trace.num_tokens <= 16
+
+
+@pytest.mark.slow
+def test_its_scout_can_be_trained_and_measured(tmp_path):
+    """Both stages, a few steps of each; then one short video of each kind."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def run(*arguments):
+        return subprocess.run(
+            [sys.executable, *arguments],
+            capture_output=True, text=True, check=True, env=environment,
+        ).stdout  # fmt: skip
+
+    scout = tmp_path / "demo_scout"
+    out = run(EXAMPLES / "train_scout.py", "--scale", "0.02", "--out", scout)
+    for stage in ("scout", "selection"):
+        losses = [float(loss) for loss in re.findall(rf"{stage} .*loss (\d+\.\d+)", out)]
+        assert losses[-1] < losses[0], out
+    out = run(EXAMPLES / "scout.py", "--frames", "32", "--videos", "1", "--adapter", scout)
+    passes = [float(count) for count in re.findall(r"^scout  .*?\]  \S+ +(\S+)", out, re.M)]
+    assert len(passes) == 3 and max(passes) <= 4, out

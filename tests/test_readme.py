@@ -26,7 +26,7 @@ def snippet_with(text):
 
 
 def test_wrap(tmp_path, monkeypatch, capsys):
-    names = run(snippet_with("bvllm.wrap"), tmp_path, monkeypatch)
+    names = run(snippet_with("bvllm.unwrap"), tmp_path, monkeypatch)
     trace = names["answer"].trace
     assert trace.num_tokens == trace.max_tokens == 12
     assert "12 visual tokens of a budget of 12" in capsys.readouterr().out
@@ -55,8 +55,15 @@ def test_open_video(tmp_path, monkeypatch):
     assert names["stream"].ask(**question).text == names["video"].ask(**question).text
 
 
+def test_scout(tmp_path, monkeypatch):
+    (tmp_path / "integrations").symlink_to(ROOT / "integrations")
+    answer = run(snippet_with("demo_scout"), tmp_path, monkeypatch)["answer"]
+    assert answer.text == "6" and answer.trace.frames_decoded == 64
+    assert 1 <= answer.trace.tower_passes <= 4
+
+
 def test_every_snippet_has_its_test():
-    assert len(SNIPPETS) == 4
+    assert len(SNIPPETS) == 5
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\((?!http)([^)]+)\)", README))
