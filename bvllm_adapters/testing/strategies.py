@@ -67,8 +67,6 @@ def tokenizer_configs(draw: st.DrawFn, /, **fixed: Any) -> BalancedTokenizerConf
         "num_frames": draw(st.integers(1, 12)),
         "tokens_per_frame": draw(st.integers(1, 9)),
         "max_tokens": draw(st.none() | budgets(120)),
-        "frame_count": draw(st.sampled_from(["fixed", "gap", "mass"])),
-        "max_frames": draw(st.integers(1, 20)),
         "merge_threshold": draw(st.sampled_from([0.5, 0.75, 1.0])),
         "time_encoding": draw(st.booleans()),
         "normalize_cls": draw(st.booleans()),
@@ -80,6 +78,9 @@ def tokenizer_configs(draw: st.DrawFn, /, **fixed: Any) -> BalancedTokenizerConf
         "qformer_heads": 2,
         "qformer_ffn_width": 16,
     }
+    if not fixed.keys() & {"frame_count", "min_frames", "max_frames"}:  # they limit each other
+        settings["frame_count"] = draw(st.sampled_from(["fixed", "gap", "mass"]))
+        settings["max_frames"] = draw(st.integers(1, 20))
     return BalancedTokenizerConfig(**(settings | fixed))
 
 
