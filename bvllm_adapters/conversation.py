@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -17,6 +16,7 @@ from bvllm_adapters.config import check_count
 from bvllm_adapters.encoding import EncodedVideo, Encoding, Sight
 from bvllm_adapters.feature_file import file_fingerprint, read, weights_fingerprint, write
 from bvllm_adapters.features import FrameFeatures
+from bvllm_adapters.first_token import answering
 from bvllm_adapters.frames import Frames, FrameSource, Indices, Progress
 from bvllm_adapters.hosts import TOKENIZER, base_model, host_of
 from bvllm_adapters.trace import Trace, ledger, stage
@@ -332,12 +332,8 @@ def _answers(
     tokenizer: Any = getattr(first.model, TOKENIZER)
     features = [video.features for video in videos]
     tokens = tokenizer(features, questions, max_tokens=max_tokens)
-    with ExitStack() as running:
-        running.enter_context(stage("prefill"))
-        generate["logits_processor"] = [
-            *(generate.get("logits_processor") or ()),
-            _AtFirstToken(running),
-        ]
+    with answering() as at_each_token:
+        generate["logits_processor"] = [*(generate.get("logits_processor") or ()), *at_each_token]
         texts = first.host.answers(
             first.model, first.processor, questions, tokens,
             max_new_tokens=max_new_tokens, **generate,
@@ -350,20 +346,6 @@ def _answers(
         )
         for text, visual, video in zip(texts, tokens, videos, strict=True)
     ]
-
-
-class _AtFirstToken:
-    """A logits processor that changes no logits: the first ones end the prefill."""
-
-    def __init__(self, running: ExitStack) -> None:
-        self.running, self.done = running, False
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        if not self.done:
-            self.done = True
-            self.running.close()
-            self.running.enter_context(stage("generate"))
-        return scores
 
 
 def processor_of(model: nn.Module) -> Any:

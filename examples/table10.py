@@ -41,13 +41,13 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from bvllm_adapters.balanced_tokenizer import BalancedTokenizer
 from bvllm_adapters.bench.counted import Counter, Setting
-from bvllm_adapters.bench.first_token import answering
 from bvllm_adapters.bench.published import build, default_dtype
 from bvllm_adapters.bench.reading import Reading
 from bvllm_adapters.bench.shapes import in_shape
 from bvllm_adapters.bench.table import quantity
 from bvllm_adapters.config import ScoutConfig
 from bvllm_adapters.features import FrameFeatures
+from bvllm_adapters.first_token import answering
 from bvllm_adapters.frame_selector import FrameSelector
 from bvllm_adapters.trace import ledger, peak_memory, stage
 from bvllm_qwen2.configuration import QWEN2_7B

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bvllm_adapters.bench.first_token import answering
 from bvllm_adapters.build import build_projection
 from bvllm_adapters.features import Selection, VisualTokens
+from bvllm_adapters.first_token import answering
 from bvllm_adapters.frames import Frames, FrameSource
 from bvllm_adapters.hosts import TOKENIZER, Host, host_of
 from bvllm_adapters.prefetch import ahead
