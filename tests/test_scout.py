@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_hosts import SMALL, TINY_HOSTS, native, wrap_small
 from torch import nn
 
 import bvllm_adapters as bvllm
 from bvllm_adapters import BalancedTokenizer, BalancedTokenizerConfig
 from bvllm_adapters.config import ScoutConfig
 from bvllm_adapters.encoding import encode_pixels
-from bvllm_adapters.hosts import find_host, host_of
+from bvllm_adapters.hosts import host_of
 from bvllm_adapters.scout import Scout, check_pixels
 
 BUNNY = Path(__file__).parents[1] / "examples" / "big_buck_bunny.mp4"
@@ -44,10 +45,6 @@ CONV = ScoutConfig(
     model_args={"embedding_size": 8, "hidden_sizes": [8, 8, 8, 16], "depths": [1, 1, 1, 1]},
 )
 SCOUTS = {"timm": TIMM, "transformers": TRANSFORMERS, "without CLS": CONV}
-SIZES: dict[str, Any] = {
-    "num_frames": 4, "tokens_per_frame": 3, "max_tokens": 9, "qformer_width": 24,
-    "qformer_layers": 2, "qformer_heads": 2, "qformer_ffn_width": None,
-}  # fmt: skip
 
 
 @pytest.fixture(params=SCOUTS)
@@ -173,7 +170,7 @@ def test_a_tower_takes_its_size_and_smaller_whole_grids():
 
 
 def test_an_adapter_holds_its_weights(tmp_path, config):
-    settings = BalancedTokenizerConfig(vision_width=32, llm_width=20, scout=config, **SIZES)
+    settings = BalancedTokenizerConfig(vision_width=32, llm_width=20, scout=config, **SMALL)
     tokenizer = BalancedTokenizer(settings).eval()
     pretrained = copy.deepcopy(tokenizer.scout.encoder)
     for weights in pretrained.parameters():
@@ -201,7 +198,7 @@ def test_it_may_be_a_module_of_ones_own():
         looked.append(len(chunk))
         return chunk.mean(dim=(2, 3)).repeat(1, 4), chunk.flatten(2).transpose(1, 2).repeat(1, 1, 4)
 
-    settings = BalancedTokenizerConfig(vision_width=12, llm_width=20, **SIZES)
+    settings = BalancedTokenizerConfig(vision_width=12, llm_width=20, **SMALL)
     tokenizer = BalancedTokenizer(settings, scout=Mean()).eval()
     with torch.inference_mode():
         (tokens,) = tokenizer([encode_pixels(look, pixels(9, 8), None, tokenizer)], [QUESTION])
@@ -226,41 +223,10 @@ def test_a_native_checkpoint_holds_it(tmp_path, config):
 # --- in hosts -------------------------------------------------------------------------------------
 
 
-def native(folder: Path) -> tuple[Any, Any]:
-    from bvllm_qwen2.tiny import tiny_model
-
-    return tiny_model()
-
-
-def videollama2(folder: Path) -> tuple[Any, Any]:
-    from bvllm_videollama2.tiny import tiny_checkpoint
-
-    tiny_checkpoint(folder)
-    host = find_host("bvllm_videollama2:HOST")
-    return bvllm.load(folder, host="bvllm_videollama2:HOST"), host.processor(folder)
-
-
-def llama_vid(folder: Path) -> tuple[Any, Any]:
-    from bvllm_llama_vid.tiny import write_tiny_checkpoint
-
-    write_tiny_checkpoint(folder)
-    host = find_host("bvllm_llama_vid:HOST")
-    return bvllm.load(folder, host="bvllm_llama_vid:HOST"), host.processor(folder)
-
-
-def wrap(model: Any, scout: ScoutConfig) -> Any:
-    bvllm.wrap(model, config=replace(host_of(model).config(model), scout=scout, **SIZES))
-    torch.manual_seed(0)
-    for weights in model.balanced_tokenizer.parameters():  # louder, so that questions matter
-        if weights.dim() > 1:
-            nn.init.normal_(weights, std=0.15)
-    return model.eval()
-
-
-@pytest.fixture(scope="module", params=[native, videollama2, llama_vid])
+@pytest.fixture(scope="module", params=TINY_HOSTS)
 def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     model, processor = request.param(tmp_path_factory.mktemp("host"))
-    return copy.deepcopy(model), wrap(model, TIMM), processor
+    return copy.deepcopy(model), wrap_small(model, scout=TIMM), processor
 
 
 def test_the_tower_sees_the_chosen_frames_only(host):

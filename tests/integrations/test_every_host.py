@@ -3,62 +3,29 @@ makes no difference."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from tiny_hosts import TINY_HOSTS, wrap_small
 
 import bvllm_adapters as bvllm
 from bvllm_adapters import Encoding
-from bvllm_adapters.hosts import find_host, host_of
+from bvllm_adapters.hosts import host_of
 
 BUNNY = Path(__file__).parents[2] / "examples" / "big_buck_bunny.mp4"
 QUESTIONS = ["What is it?", "", "Who is behind the large tree, and what are they doing there?"]
 NEW: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False}
 
 
-def native(folder: Path) -> tuple[Any, Any]:
-    from bvllm_qwen2.tiny import tiny_model
-
-    return tiny_model()
-
-
-def videollama2(folder: Path) -> tuple[Any, Any]:
-    from bvllm_videollama2.tiny import tiny_checkpoint
-
-    tiny_checkpoint(folder)
-    host = find_host("bvllm_videollama2:HOST")
-    return bvllm.load(folder, host="bvllm_videollama2:HOST"), host.processor(folder)
-
-
-def llama_vid(folder: Path) -> tuple[Any, Any]:
-    from bvllm_llama_vid.tiny import write_tiny_checkpoint
-
-    write_tiny_checkpoint(folder)
-    host = find_host("bvllm_llama_vid:HOST")
-    return bvllm.load(folder, host="bvllm_llama_vid:HOST"), host.processor(folder)
-
-
-@pytest.fixture(scope="module", params=[native, videollama2, llama_vid])
+@pytest.fixture(scope="module", params=TINY_HOSTS)
 def host(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Any, Any]:
     model, processor = request.param(tmp_path_factory.mktemp("host"))
-    served_by = host_of(model)
-    small = replace(
-        served_by.config(model), num_frames=4, tokens_per_frame=3, max_tokens=9,
-        qformer_width=24, qformer_layers=2, qformer_heads=2, qformer_ffn_width=None,
-    )  # fmt: skip
-    bvllm.wrap(model, config=small)
-    torch.manual_seed(0)
-    for parameter in model.balanced_tokenizer.parameters():  # louder, so that questions matter
-        if parameter.dim() > 1:
-            nn.init.normal_(parameter, std=0.15)
-    return model.eval(), processor
+    return wrap_small(model), processor
 
 
 def tokens_of(opened: bvllm.OpenVideo, question: str) -> Any:
