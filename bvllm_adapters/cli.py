@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     ask = command("ask", _ask, "answer questions about a video")
     ask.add_argument("video", help="video file, image file or folder of frames")
     ask.add_argument("questions", nargs="+", metavar="QUESTION", help="the video is read once")
-    ask.add_argument("--model", help="folder or hub id; without it, the demo's model")
+    _model(ask)
     _asking(ask)
 
     hosts = command("hosts", _hosts, "list the model classes that installed hosts serve")
@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = command("evaluate", _evaluate, "measure accuracy on generated videos")
     evaluate.add_argument("task", choices=["needle"], help="needle: see bvllm_adapters.needle")
-    evaluate.add_argument("--model", help="folder or hub id; without it, the demo's model")
+    _model(evaluate)
     evaluate.add_argument("--seed", type=int, default=0, help="of the videos (0)")
     evaluate.add_argument("--videos", type=int, default=60, help="of each length (60)")
     evaluate.add_argument("--needles", type=int, default=3, help="in each video, 2 to 10 (3)")
@@ -76,9 +76,7 @@ def _parser() -> argparse.ArgumentParser:
 
     bench = command("bench", _bench, "what each stage costs, with a budget and without")
     bench.add_argument("video", nargs="?", help="read at 1 fps; without it, the demo's")
-    which = bench.add_mutually_exclusive_group()
-    which.add_argument("--model", help="folder or hub id; without it, the demo's model")
-    which.add_argument(
+    _model(bench).add_argument(
         "--host", metavar="CLASS", help="a host's model class in its published size, random weights"
     )
     bench.add_argument(
@@ -109,6 +107,14 @@ def _counts(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"got {text!r}, wanted counts as 32,64") from None
 
 
+def _model(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
+    """Which one to ask; what may stand in place of --model is for the caller to add."""
+    parser.add_argument("--adapter", help="folder or hub id of an adapter for the model")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--model", help="folder or hub id; without it, the demo's model")
+    return which
+
+
 def _asking(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-tokens", type=int, help="budget of visual tokens")
     parser.add_argument(
@@ -126,7 +132,8 @@ def _demo(options: argparse.Namespace) -> int:
 
     haystack = demo_haystack()
     question = haystack.questions[0]
-    options.video, options.questions, options.model = DEMO_VIDEO, [question.text], None
+    options.video, options.questions = DEMO_VIDEO, [question.text]
+    options.model = options.adapter = None
     print(f"video     {DEMO_VIDEO.name}: {len(haystack.needles)} digits, each for a second or two,")
     print(f"          in {haystack.num_frames} s of photographs that the model has not seen")
     told = _ask(options)
@@ -145,11 +152,12 @@ def _ask(options: argparse.Namespace) -> int:
     # torch and transformers are imported when they are needed: `bvllm --help` answers at once.
     from tqdm import tqdm
 
+    from bvllm_adapters.asked_model import asked_model
     from bvllm_adapters.conversation import open_video
     from bvllm_adapters.encoding import Encoding
     from bvllm_adapters.trace import ledger
 
-    model, processor = _load(options.model)
+    model, processor = asked_model(options.model, options.adapter)
     encoding = Encoding(skip_similar=options.skip_similar)
     progress_bar = tqdm(desc="decoding", unit="frame", leave=False, disable=None)
     with progress_bar as bar, ledger() as opening:
@@ -221,13 +229,16 @@ def _train(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
+    from bvllm_adapters.asked_model import asked_model
     from bvllm_adapters.evaluation.needle_accuracy import evaluate, table
     from bvllm_adapters.evaluation.shipped import with_baselines
 
     if options.json is not None and not options.json.parent.is_dir():
         raise ValueError(f"--json: got {options.json}, wanted a file in a folder that is there")
-    model, processor = _load(options.model)
-    models = with_baselines(model, Path(getattr(model, "name_or_path", None) or "."))
+    model, processor = asked_model(options.model, options.adapter)
+    # What an adapter's own scout sees, other methods may not choose by.
+    folder = Path(getattr(model, "name_or_path", None) or ".")
+    models = with_baselines(model, folder if options.adapter is None else None)
     with tqdm(total=len(options.frames) * options.videos, unit="video", disable=None) as bar:
         rows = evaluate(
             models,
@@ -249,22 +260,6 @@ def _bench(options: argparse.Namespace) -> int:
     from bvllm_adapters.bench.command import run
 
     return run(options)
-
-
-def _load(source: str | None) -> tuple[Any, Any]:
-    """The model and its processor; None: the demo's."""
-    from transformers.utils.logging import disable_progress_bar
-
-    from bvllm_adapters.conversation import processor_of
-    from bvllm_adapters.hosts import find_host, load
-
-    disable_progress_bar()
-    if source is None:
-        native: Any = find_host("BvllmQwen2ForConditionalGeneration")
-        model, processor = native.demo()
-        return model, processor
-    loaded = load(source)
-    return loaded, processor_of(loaded)
 
 
 def _plan(options: argparse.Namespace) -> int:

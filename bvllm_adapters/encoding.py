@@ -40,7 +40,8 @@ class Encoding:
 
     Args:
         patches: of all frames: "keep" them, or look at chosen frames "again"; "auto": keep those
-            of up to 1024 frames, if they fit into device_bytes + host_bytes.
+            of up to 1024 frames, if they fit into device_bytes + host_bytes. With a scout there
+            are none to keep, and it is always "again".
         device_bytes: of kept patches that stay on the device; the rest go to the CPU's memory.
         host_bytes: of kept patches there.
         cache_bytes: of patches of frames looked at again, kept for the next question.

@@ -1,12 +1,19 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tiny_hosts import videollama2, wrap_small
 
+import bvllm_adapters as bvllm
 from bvllm_adapters.cli import main
+from bvllm_adapters.needle import DEMO_VIDEO
+from bvllm_qwen2.shim import DEMO
+
+DEMO_SCOUT = DEMO.with_name("demo_scout")
 
 ROOT = Path(__file__).parents[1]
 CLIP = str(ROOT / "examples" / "big_buck_bunny.mp4")
@@ -33,6 +40,45 @@ def test_ask_loads_a_model(tmp_path, capsys):
     assert "demo's own" not in out
 
 
+def test_ask_gives_a_budget_to_a_host_without(tmp_path, capsys, caplog):
+    videollama2(tmp_path)
+    asked = ["ask", CLIP, "Who?", "--max-new-tokens", "3", "--model", str(tmp_path)]
+    assert main([*asked, "--max-tokens", "5"]) == 0
+    assert "5 visual tokens of a budget of 5" in capsys.readouterr().out
+    assert "untrained" in caplog.text
+
+
+@pytest.mark.parametrize("saved", ["host alone", "host and adapter"])
+def test_ask_takes_an_adapter(saved, tmp_path, capsys):
+    model, processor = videollama2(tmp_path / "host")
+    wrap_small(model)
+    bvllm.save_adapter(model, tmp_path / "adapter")
+    wanted = bvllm.ask(model, CLIP, "Who?", processor=processor, max_new_tokens=3)
+    if saved == "host and adapter":
+        other = wrap_small(bvllm.unwrap(model), max_tokens=1)
+        other.save_pretrained(tmp_path / "host")
+    asked = ["ask", CLIP, "Who?", "--max-new-tokens", "3", "--model", str(tmp_path / "host")]
+    assert main([*asked, "--adapter", str(tmp_path / "adapter")]) == 0
+    out = capsys.readouterr().out
+    assert f"answer    {wanted.text}\n" in out
+    assert f"{wanted.trace.num_tokens} visual tokens of a budget of 9" in out
+
+
+def test_a_scout_goes_where_an_adapter_goes(tmp_path, capsys):
+    scout = ["--adapter", str(DEMO_SCOUT)]
+    assert main(["ask", str(DEMO_VIDEO), "What digit is red?", *scout]) == 0
+    out = capsys.readouterr().out
+    assert "answer    6" in out and re.search(
+        r"64 decoded, \d chosen, [1-4] through the tower", out
+    )
+    assert main(["bench", "--frames", "16", "--repeats", "1", *scout]) == 0
+    assert re.search(r"^  scout ", capsys.readouterr().out, re.M)
+    evaluate = ["evaluate", "needle", "--videos", "2", "--frames", "32", *scout]
+    assert main(evaluate) == 0
+    method, frames, needles, accuracy, *_ = capsys.readouterr().out.splitlines()[1].split()
+    assert (method, frames, needles) == ("bvllm", "32", "3") and float(accuracy) > 0.5
+
+
 def test_problems_are_told_in_one_line(capsys, tmp_path):
     (tmp_path / "text.mp4").write_text("no video")
     for arguments, told in (
@@ -41,6 +87,8 @@ def test_problems_are_told_in_one_line(capsys, tmp_path):
         (["ask", CLIP, "?", "--max-tokens", "0"], "max_tokens: got 0, wanted an int >= 1"),
         (["ask", CLIP, "?", "--fps", "0"], "fps: got 0"),
         (["ask", CLIP, "?", "--model", str(tmp_path)], "holds no config.json"),
+        (["ask", CLIP, "?", "--adapter", str(tmp_path)], "adapter.json"),
+        (["bench", "--host", "AnyModel", "--adapter", "a"], "--adapter: got a beside --host"),
         (["plan", "0"], "num_frames: got 0"),
     ):
         assert main(arguments) == 1

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers.utils.logging import disable_progress_bar
 
+from bvllm_adapters.asked_model import asked_model
 from bvllm_adapters.bench.figure import write_figure
 from bvllm_adapters.bench.measure import QUESTION, bench, count, free_memory
 from bvllm_adapters.bench.published import build, weights_bytes
@@ -19,8 +19,7 @@ from bvllm_adapters.bench.rows import Row
 from bvllm_adapters.bench.table import growth, table
 from bvllm_adapters.bench.unwrapped import own_way
 from bvllm_adapters.config import check_count
-from bvllm_adapters.conversation import processor_of
-from bvllm_adapters.hosts import TOKENIZER, base_model, find_host, load, wrap
+from bvllm_adapters.hosts import base_model
 from bvllm_adapters.needle import DEMO_VIDEO, demo_haystack
 from bvllm_adapters.video import open_source
 
@@ -79,8 +78,9 @@ def _model(
     options: argparse.Namespace, device: torch.device, dtype: torch.dtype
 ) -> tuple[Any, Any, str | None]:
     """A wrapped or native model and its processor; and why it is not run, if it is not."""
-    disable_progress_bar()
     if options.host is not None:
+        if options.adapter is not None:
+            raise ValueError(f"--adapter: got {options.adapter} beside --host, wanted --model")
         model, processor = build(options.host, dtype=dtype)
         weights, room = weights_bytes(model), free_memory(device)
         if device.type != "cuda":
@@ -89,15 +89,7 @@ def _model(
             gigabytes = f"{weights / 1e9:.0f} GB of weights, {room / 1e9:.0f} GB are free"
             return model, processor, gigabytes
         return *build(options.host, device=device, dtype=dtype), None
-    if options.model is None:
-        native: Any = find_host("BvllmQwen2ForConditionalGeneration")
-        model, processor = native.demo()
-        model.to(dtype)
-    else:
-        model = load(options.model, dtype=dtype)
-        processor = processor_of(model)
-    if not hasattr(base_model(model), TOKENIZER):
-        wrap(model, max_tokens=options.max_tokens)
+    model, processor = asked_model(options.model, options.adapter, dtype=dtype)
     return model.to(device), processor, None
 
 

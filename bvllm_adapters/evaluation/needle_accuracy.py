@@ -22,6 +22,7 @@ from bvllm_adapters.evaluation.intervals import share
 from bvllm_adapters.features import FrameFeatures, VisualTokens
 from bvllm_adapters.hosts import TOKENIZER, base_model, host_of
 from bvllm_adapters.needle import Haystack, Question, make_haystack
+from bvllm_adapters.video import read_video
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,9 @@ def _through_a_file(model: nn.Module, processor: Any, haystack: Haystack) -> Fra
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "haystack.mp4"
         haystack.write(file)
-        # All patches stay: several models are asked, and the file is gone then.
-        opened = open_video(model, file, processor=processor, encoding=Encoding(patches="keep"))
-    return opened.features
+        video = read_video(file)  # the file is gone when chosen frames are looked at again
+    # Several models are asked, each of which may choose other frames.
+    return open_video(model, video, processor=processor, encoding=Encoding(patches="keep")).features
 
 
 def _ask(

@@ -1,0 +1,42 @@
+"""The model that a command is about: the demo's, or one from a folder or the hub, with a budget."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers.utils.logging import disable_progress_bar
+
+from bvllm_adapters.conversation import processor_of
+from bvllm_adapters.hosts import TOKENIZER, Wrapped, find_host, load, unwrap, wrap
+
+
+def asked_model(
+    source: str | None, adapter: str | None = None, *, dtype: torch.dtype = torch.float32
+) -> tuple[Any, Any]:
+    """A model with a BalancedTokenizer, and its processor.
+
+    Args:
+        source: folder or hub id; None: the demo's model.
+        adapter: folder or hub id of what `save_adapter` or training wrote, in place of what the
+            model has. Without either the tokenizer is a new one, and says that it is untrained.
+
+    Raises:
+        CheckpointError, HostError, ValueError: see `load` and `wrap`.
+    """
+    disable_progress_bar()
+    if source is None:
+        native: Any = find_host("BvllmQwen2ForConditionalGeneration")
+        model, processor = native.demo()
+        model.to(dtype)
+    else:
+        model = load(source, dtype=dtype)
+        processor = processor_of(model)
+    wrapped = isinstance(model, Wrapped)
+    if adapter is not None:
+        if wrapped:
+            unwrap(model)
+        wrap(model, adapter=adapter)
+    elif not hasattr(model, TOKENIZER):
+        wrap(model)
+    return model, processor
