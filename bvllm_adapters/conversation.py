@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any, overload
 
@@ -13,11 +15,18 @@ from torch import Tensor, nn
 
 from bvllm_adapters.balanced_tokenizer import BalancedTokenizer
 from bvllm_adapters.config import check_count
+from bvllm_adapters.device import device_of
 from bvllm_adapters.encoding import EncodedVideo, Encoding, Sight
-from bvllm_adapters.feature_file import file_fingerprint, read, weights_fingerprint, write
+from bvllm_adapters.feature_file import (
+    frames_fingerprint,
+    path_fingerprint,
+    read,
+    weights_fingerprint,
+    write,
+)
 from bvllm_adapters.features import FrameFeatures
 from bvllm_adapters.first_token import answering
-from bvllm_adapters.frames import Frames, FrameSource, Indices, Progress
+from bvllm_adapters.frames import Frames, FrameSource, Indices, Progress, SourceChanged
 from bvllm_adapters.hosts import TOKENIZER, base_model, host_of
 from bvllm_adapters.trace import Trace, ledger, stage
 from bvllm_adapters.video import open_source
@@ -50,7 +59,8 @@ class OpenVideo:
             )
         self.model, self.host, self.fps = base, host_of(base), fps
         self.processor = processor_of(base) if processor is None else processor
-        self.reading: dict[str, Any] = {}  # fps, start, end, max_frames of its source
+        self.path: Path | None = None  # of its source, unless that is in memory
+        self.reading: dict[str, Any] = {}  # fps, start, end, max_frames of it
         self.encoded = EncodedVideo(Sight(self.host, base, self.processor), encoding)
 
     @property
@@ -106,7 +116,7 @@ class OpenVideo:
         """Write what was seen to one safetensors file, for `load_video`.
 
         It holds patches too where they are kept; else the video will be read again for those of
-        chosen frames.
+        chosen frames, and must be as it is now.
 
         Raises:
             ValueError: nothing was seen, or a scout saw a stream, which cannot be read again.
@@ -116,25 +126,32 @@ class OpenVideo:
             raise ValueError("video: got no frames, wanted at least one; push() some first")
         if source is None and self.encoded.sight.scout is not None:
             raise ValueError("video: got a stream seen by a scout, wanted one that can be read")
+        state = self.encoded.state()
+        needed = None if source is None or "patches" in state else source
         about = self._identity() | {
+            "path": None if self.path is None else str(self.path),
             "reading": self.reading,
             "source": "stream" if source is None else source.source,
             "is_image": source is not None and source.is_image,
             "frame_count": len(self) if source is None else source.frame_count,
             "duration": self.encoded.seconds[-1] if source is None else source.duration,
-            "file": None if source is None else file_fingerprint(source.source),
+            "fingerprint": None if needed is None else _fingerprint(needed, self.path),
         }
-        write(file, self.encoded.state(), about)
+        write(file, state, about)
 
     def _identity(self) -> dict[str, Any]:
         """What features must have been made by for this model to read them."""
         tokenizer = getattr(self.model, TOKENIZER)
-        scout = tokenizer.scout
+        config, scout = tokenizer.config, tokenizer.scout
+        tower = self.host.tower(self.model)
         return {
             "host": type(self.model).__name__,
-            "tower": weights_fingerprint(self.host.tower(self.model)),
-            "scout": None if scout is None else weights_fingerprint(scout),
-            "frame_feature": tokenizer.config.frame_feature,
+            "tower": weights_fingerprint(tower),
+            "layer of the tower": getattr(tower, "select_layer", None),  # as the LLaVA family says
+            "frame_feature": config.frame_feature,
+            # A scout that is the tower itself has no weights, only a size.
+            "scout": config.scout and json.loads(json.dumps(asdict(config.scout))),
+            "scout's weights": None if scout is None else weights_fingerprint(scout),
         }
 
     @overload
@@ -185,9 +202,15 @@ def open_video(
     """
     opened = OpenVideo(model, processor, encoding or Encoding(), fps or 1.0)
     if video is not None:
-        opened.reading = {"fps": fps, "start": start, "end": end, "max_frames": max_frames}
+        reading: dict[str, Any] = {"fps": fps, "start": start, "end": end, "max_frames": max_frames}
         with stage("decode", on_device=False):  # the packets, for when each frame is shown
-            source = open_source(video, **opened.reading)
+            source = open_source(video, **reading)
+        opened.path = _path_of(video)
+        # As JSON takes them, and not NumPy's numbers.
+        opened.reading = {
+            name: value if value is None or isinstance(value, int) else float(value)
+            for name, value in reading.items()
+        }
         opened.encoded.fill(source, progress)
     return opened
 
@@ -217,30 +240,63 @@ def load_video(
         if about[name] != wanted:
             raise ValueError(f"file: got {file} of {name} {about[name]}, wanted {name} {wanted}")
     opened.reading = about["reading"]
-    source = _source(state, about, video)
+    if "patches" in state:
+        source = _unread(state, about)
+    else:
+        where = about["path"] if video is None else video
+        if where is None:
+            raise ValueError(
+                f"video: got None, wanted {about['source']}, which was in memory: {file} does not "
+                "hold its patches"
+            )
+        opened.path = _path_of(where)
+        source = _found(where, state["seconds"].tolist(), about)
     base: Any = opened.model
-    device = base.get_input_embeddings().weight.device
-    opened.encoded.restore(state, source, device)
+    opened.encoded.restore(state, source, device_of(base.get_input_embeddings()))
     return opened
 
 
-def _source(state: Mapping[str, Tensor], about: Mapping[str, Any], video: Any) -> FrameSource:
-    """The source of features that were saved; where they hold patches, it is not looked for."""
-    if "patches" in state:
+def _unread(state: Mapping[str, Tensor], about: Mapping[str, Any]) -> FrameSource:
+    """The source of features that hold all patches; it is not looked for."""
 
-        def read_nothing(positions: Indices) -> Iterator[Frames]:
-            raise AssertionError("patches are kept, so no frame is read again")
+    def read(positions: Indices) -> Iterator[Frames]:
+        raise AssertionError("patches are kept, so no frame is read again")
 
-        return FrameSource(
-            state["seconds"].numpy(), about["source"], about["is_image"], about["frame_count"],
-            about["duration"], read_nothing,
-        )  # fmt: skip
-    where = about["source"] if video is None else video
+    return FrameSource(
+        state["seconds"].numpy(), about["source"], about["is_image"], about["frame_count"],
+        about["duration"], read,
+    )  # fmt: skip
+
+
+def _found(where: Any, seconds: list[float], about: Mapping[str, Any]) -> FrameSource:
+    """The source that was seen, at `where` it is now.
+
+    Raises:
+        ValueError: for another one.
+    """
     source = open_source(where, **about["reading"])
-    same_file = about["file"] is None or file_fingerprint(source.source) == about["file"]
-    if not same_file or source.seconds.tolist() != state["seconds"].tolist():
-        raise ValueError(f"video: got {source.source}, wanted {about['source']} as it was")
+    if len(source) != len(seconds):  # damaged files hold less than they say
+        try:
+            for _ in source.read(np.arange(len(source))):
+                pass
+        except SourceChanged as change:
+            source = change.source
+    by_path = about["fingerprint"].startswith("path")
+    found = _fingerprint(source, _path_of(where) if by_path else None)
+    if source.seconds.tolist() != seconds or found != about["fingerprint"]:
+        raise ValueError(f"video: got {source.source}, wanted {about['source']} as it was seen")
     return source
+
+
+def _path_of(video: Any) -> Path | None:
+    return Path(video) if isinstance(video, str | PathLike) else None
+
+
+def _fingerprint(source: FrameSource, path: Path | None) -> str:
+    """Of what is at `path` or, without one, of the frames themselves."""
+    if path is None:
+        return f"frames {frames_fingerprint(source)}"
+    return f"path {path_fingerprint(path)}"
 
 
 @torch.inference_mode()

@@ -21,7 +21,15 @@ from torch import Tensor
 
 from bvllm_adapters.config import check_count
 from bvllm_adapters.features import FrameFeatures
-from bvllm_adapters.frames import Frames, FrameSource, Indices, Progress, SourceChanged
+from bvllm_adapters.frames import (
+    Frames,
+    FrameSource,
+    Indices,
+    Progress,
+    SourceChanged,
+    VideoError,
+)
+from bvllm_adapters.growing import GrowingRows
 from bvllm_adapters.patches import LookAgain, in_chunks
 from bvllm_adapters.prefetch import ahead
 from bvllm_adapters.repeats import Repeats
@@ -41,9 +49,11 @@ class Encoding:
     Args:
         patches: of all frames: "keep" them, or look at chosen frames "again"; "auto": keep those
             of up to 1024 frames, if they fit into device_bytes + host_bytes. With a scout there
-            are none to keep, and it is always "again".
+            are none to keep, and it is always "again". Whatever it says, all are kept of a stream
+            without a scout, which cannot be looked at again, and where choices are soft (by
+            `evaluation`, or without a selector), which mix all frames.
         device_bytes: of kept patches that stay on the device; the rest go to the CPU's memory.
-        host_bytes: of kept patches there.
+        host_bytes: of kept patches there; a limit for "auto" only.
         cache_bytes: of patches of frames looked at again, kept for the next question.
         skip_similar: a frame that differs by no more than this from the last one that was looked
             at shares what was seen of that; in levels of 255, the mean over a 32 x 32 thumbnail.
@@ -103,11 +113,11 @@ def encode_pixels(
     cls, kept = [], []
     for chunk in pixels.split(chunk_size):
         if scout is not None:
-            cls.append(scout(chunk, look))
+            cls.append(scout(chunk, look).clone())
         if scout is None or keep:
             feature, patches = look(chunk)
             if scout is None:
-                cls.append(feature)
+                cls.append(feature.clone())  # it may be a view, which holds all it is of
             if keep:
                 kept.append(patches)
 
@@ -179,7 +189,7 @@ class EncodedVideo:
     def _begin(self) -> None:
         self.seconds: list[float] = []
         self.repeats = Repeats(self.options.skip_similar)
-        self._cls: list[Tensor] = []  # (k, C) of each chunk
+        self._cls = GrowingRows(0 if self.source is None else len(self.source))  # (n, C)
         self._kept: list[Tensor] = []  # (k, P, C) of each chunk, if patches are kept
         self._kept_bytes = 0
         self._pending: list[Frames] = []  # pushed, not a whole chunk yet
@@ -200,8 +210,8 @@ class EncodedVideo:
         """
         depth = 0 if len(source) == 1 else self.options.prefetch
         while True:
-            self._begin()
             self.source = source
+            self._begin()
             self.seconds = source.seconds.tolist()
             chunks = self._read_chunks(source, progress)
             try:
@@ -215,26 +225,38 @@ class EncodedVideo:
     def push(self, frames: Iterable[Frames], seconds: Iterable[float]) -> None:
         """See more frames of a video that cannot be read again.
 
-        All patches are kept or, where a scout will choose, the frames.
+        All patches are kept or, where a scout will choose, the frames. Whatever is raised, nothing
+        has been pushed then.
         """
         self._features = None
-        for frame, second in zip(frames, seconds, strict=True):
-            self.seconds.append(second)
-            self.shape = frame.shape
-            if not self.repeats.is_new(frame):
-                continue
-            self._pending.append(frame)
-            if self.sight.scout is not None:
-                self._pushed.append(frame)
-            if len(self._pending) == self.options.chunk_size:
-                self._add(*self._see(self.sight.pixels(self._pending)))
-                self._pending = []
+        growing: list[list[Any]] = [self.seconds, self.repeats.rows, self._kept, self._pushed]
+        lengths = [len(part) for part in growing]
+        others = self.shape, self.repeats.last, self._kept_bytes, [*self._pending]
+        rows = len(self._cls)
+        try:
+            for frame, second in zip(frames, seconds, strict=True):
+                self.seconds.append(second)
+                self.shape = frame.shape
+                if not self.repeats.is_new(frame):
+                    continue
+                self._pending.append(frame)
+                if self.sight.scout is not None:
+                    self._pushed.append(frame)
+                if len(self._pending) == self.options.chunk_size:
+                    self._add(*self._see(self.sight.pixels(self._pending)))
+                    self._pending = []
+        except BaseException:
+            for part, length in zip(growing, lengths, strict=True):
+                del part[length:]
+            self._cls.cut(rows)
+            self.shape, self.repeats.last, self._kept_bytes, self._pending = others
+            raise
 
     def state(self) -> dict[str, Tensor]:
         """All that `restore` needs to go on from here, but for a source."""
-        seen, kept = self._seen()
+        cls, kept = self._seen()
         state = {
-            "cls": torch.cat(seen),
+            "cls": cls,
             "rows": torch.tensor(self.repeats.rows),
             "seconds": torch.tensor(self.seconds, dtype=torch.float64),
         }
@@ -242,11 +264,11 @@ class EncodedVideo:
 
     def restore(self, state: Mapping[str, Tensor], source: FrameSource, device: Any) -> None:
         """Go on from `state()`; `source` is read where patches were not kept."""
-        self._begin()
         self.source = source
+        self._begin()
         self.seconds = state["seconds"].tolist()
         self.repeats.rows = state["rows"].tolist()
-        self._cls = [state["cls"].to(device)]
+        self._cls.append(state["cls"].to(device))
         if "patches" in state:
             for chunk in state["patches"].split(self.options.chunk_size):
                 self._keep(chunk.to(device))
@@ -255,8 +277,7 @@ class EncodedVideo:
     def features(self) -> FrameFeatures:
         """Of all frames so far, patches as a function of frame indices."""
         if self._features is None:
-            seen, kept = self._seen()
-            cls = torch.cat(seen)
+            cls, kept = self._seen()
             rows = torch.tensor(self.repeats.rows, device=cls.device)
 
             def patches(indices: Tensor) -> Tensor:
@@ -273,13 +294,15 @@ class EncodedVideo:
             )
         return self._features
 
-    def _seen(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Features of all chunks, and the patches that are kept."""
+    def _seen(self) -> tuple[Tensor, list[Tensor]]:
+        """(n, C) features, and the patches of each chunk that are kept."""
         if not self._pending:
-            return self._cls, self._kept
+            return self._cls.tensor, self._kept
         # Looked at for now, and once more when the chunk is whole.
         cls, patches = self._see(self.sight.pixels(self._pending))
-        return [*self._cls, cls], self._kept if patches is None else [*self._kept, patches]
+        if len(self._cls):
+            cls = torch.cat([self._cls.tensor, cls])
+        return cls, self._kept if patches is None else [*self._kept, patches]
 
     def _see(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         """(k, C) features of a chunk, and (k, P, C) patches if they are kept."""
@@ -326,8 +349,11 @@ class EncodedVideo:
                 yield self.sight.pixels([self._pushed[row]])
             return
         first = np.searchsorted(self.repeats.rows, rows)  # rows never decrease
-        for frame in _decoded(self.source, first):
-            yield self.sight.pixels([frame], is_image=self.source.is_image)
+        try:
+            for frame in _decoded(self.source, first):
+                yield self.sight.pixels([frame], is_image=self.source.is_image)
+        except SourceChanged as change:
+            raise VideoError(f"{self.source.source}: has changed since it was seen") from change
 
 
 def _decoded(source: FrameSource, positions: Indices) -> Iterator[Frames]:

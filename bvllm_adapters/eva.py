@@ -7,6 +7,7 @@ timm names its modules as the published file (eva_vit_g.pth) does.
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +38,20 @@ def build_eva(
         use_post_transformer_norm=False,
         dynamic_img_size=True,  # a scout may show it smaller frames
     )
+    for block in eva.blocks:  # type: ignore[union-attr]
+        block.attn.register_forward_pre_hook(_refuse_offloaded)
     return eva
+
+
+def _refuse_offloaded(attention: Any, inputs: tuple[Tensor, ...]) -> None:
+    """ValueError for weights that accelerate has offloaded: timm takes those of a layer without
+    calling it, so that they would not be brought back, and the features be whatever lay in memory.
+    """
+    if attention.qkv.weight.is_meta and not inputs[0].is_meta:
+        raise ValueError(
+            "vision tower: got offloaded weights of an EVA, wanted them on a device (map the tower "
+            "to one in device_map)"
+        )
 
 
 def eva_name(published: str, depth: int) -> str | None:

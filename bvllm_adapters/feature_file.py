@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bvllm_adapters.checkpoint import CheckpointError
+from bvllm_adapters.frames import FrameSource
 
 FORMAT = "bvllm_features/1"
+ENDS = 2**16  # bytes at either end of a file
 SAMPLES = 64  # values of each tensor that its fingerprint takes; all would take seconds
 
 
@@ -47,23 +51,39 @@ def read(file: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 @torch.no_grad()
 def weights_fingerprint(module: nn.Module) -> str:
     """Changes with the names, shapes and values of weights; of each tensor, 64 values are read."""
+    from accelerate.utils import align_module_device  # type: ignore[import-untyped]  # here, since few need it
+
     digest = hashlib.sha256()
     for name, value in module.state_dict().items():
-        flat = value.reshape(-1)
-        step = max(1, len(flat) // SAMPLES)
         digest.update(f"{name} {tuple(value.shape)}".encode())
-        digest.update(flat[::step].double().cpu().numpy().tobytes())
+        of, _, last = name.rpartition(".")
+        owner = module.get_submodule(of)
+        with align_module_device(owner) if value.is_meta else nullcontext():  # if offloaded
+            flat = getattr(owner, last).reshape(-1)
+            step = max(1, len(flat) // SAMPLES)
+            digest.update(flat[::step].double().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-def file_fingerprint(path: str | Path) -> str | None:
-    """Of a file's size and of its first and last 64 KiB; None for what is not a file."""
-    path = Path(path)
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        size = path.stat().st_size
-        digest = hashlib.sha256(f"{size} ".encode() + file.read(2**16))
-        file.seek(max(0, size - 2**16))
-        digest.update(file.read())
+def path_fingerprint(path: Path) -> str:
+    """Of the size and the first and last 64 KiB of a file, or of each in a folder, and its name."""
+    digest = hashlib.sha256()
+    inside = sorted(path.iterdir()) if path.is_dir() else []
+    for one in inside or [path]:
+        if one.is_file():
+            size = one.stat().st_size
+            digest.update(f"{one.name if inside else ''} {size} ".encode())
+            with one.open("rb") as file:
+                digest.update(file.read(ENDS))
+                file.seek(max(0, size - ENDS))
+                digest.update(file.read())
+    return digest.hexdigest()[:16]
+
+
+def frames_fingerprint(source: FrameSource) -> str:
+    """Of every pixel."""
+    digest = hashlib.sha256()
+    for frame in source.read(np.arange(len(source))):
+        digest.update(f"{frame.shape} ".encode())
+        digest.update(frame.tobytes())
     return digest.hexdigest()[:16]

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 import bvllm_adapters
 from bvllm_adapters.balanced_tokenizer import BalancedTokenizer
 from bvllm_adapters.config import BalancedTokenizerConfig, check_count
+from bvllm_adapters.device import device_of
 from bvllm_adapters.features import VisualTokens
 from bvllm_adapters.hub import local_folder
 from bvllm_adapters.lora_layers import load_lora, lora_layers, put_back, save_lora, take_out
@@ -67,7 +68,7 @@ class Host(Protocol):
         checkpoints may hold only part of a model takes `base=`, where the rest is."""
 
     def processor(self, folder: Path) -> Any:
-        """What `encode` and `answer` need beside the model: tokenizer and image processor."""
+        """What `pixels` and `answers` need beside the model: tokenizer and image processor."""
 
     def config(self, model: Any) -> BalancedTokenizerConfig:
         """Settings that fit this model: its widths, and whether its tower has a CLS token."""
@@ -336,12 +337,7 @@ def _wrapped_class(cls: Any, host: Any) -> Any:
 def _beside_embeddings(tokenizer: nn.Module, base: nn.Module) -> nn.Module:
     """Moved to where, and in what dtype, the language model embeds its words."""
     embeddings = base.get_input_embeddings()  # type: ignore[operator]
-    # Weights that accelerate has offloaded are on no device; its hook knows where they run.
-    hook = getattr(embeddings, "_hf_hook", None)
-    device = getattr(hook, "execution_device", None)
-    return tokenizer.to(
-        embeddings.weight.device if device is None else device, embeddings.weight.dtype
-    )
+    return tokenizer.to(device_of(embeddings), embeddings.weight.dtype)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from media import number, numbers, picture, write_video
+from media import number, numbers, picture, write_damaged, write_video
 from PIL import Image
 
 from bvllm_adapters import VideoError, read_video
@@ -146,12 +146,7 @@ def test_a_video_is_taken_as_it_was_read(clips):
 
 @pytest.fixture
 def damaged(tmp_path):
-    """A video whose frame 20 cannot be decoded, which nothing but decoding shows."""
-    path = write_video(tmp_path / "damaged.mp4", gop=1)
-    with av.open(str(path)) as container:
-        packet = list(container.demux(video=0))[20]
-        path.write_bytes(path.read_bytes().replace(bytes(packet), bytes([255]) * packet.size))
-    return path
+    return write_damaged(tmp_path / "damaged.mp4")
 
 
 def test_a_source_may_change_while_it_is_read(damaged):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bvllm_adapters.device import device_of
 from bvllm_adapters.encoding import encode_pixels
 from bvllm_adapters.features import FrameFeatures, frame_and_patches
 
@@ -20,9 +21,8 @@ def features_of(model: Any, frames: Tensor) -> FrameFeatures:
         return encode_pixels(
             lambda chunk: look(model, chunk), frames, None, model.balanced_tokenizer
         )
-    weight = model.get_input_embeddings().weight
     # In float32: the mean of 256 patches in half precision would lose what tells frames apart.
-    features = frames.to(weight.device)
+    features = frames.to(device_of(model.get_input_embeddings()))
     return FrameFeatures(features.float().mean(dim=1), features)
 
 
@@ -31,7 +31,7 @@ def look(model: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
 
     Both kinds of tower have a CLS token.
     """
-    tokens = tower_tokens(model, pixels).to(model.get_input_embeddings().weight.device)
+    tokens = tower_tokens(model, pixels).to(device_of(model.get_input_embeddings()))
     feature = model.balanced_tokenizer.config.frame_feature
     return frame_and_patches(tokens, has_cls=True, frame_feature=feature)
 
@@ -44,7 +44,7 @@ def tower_tokens(model: Any, pixels: Tensor) -> Tensor:
         tokens: Tensor = tower.tokens(pixels)
         return tokens
     weight = next(tower.parameters())
-    pixels = pixels.to(weight.device, weight.dtype)
+    pixels = pixels.to(device_of(tower), weight.dtype)
     if hasattr(tower, "select_layer"):  # CLIP's, which gives its patches only
         states = tower.vision_tower(pixels, output_hidden_states=True).hidden_states
         tokens = states[tower.select_layer]

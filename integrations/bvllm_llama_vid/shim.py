@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from bvllm_adapters.config import BalancedTokenizerConfig
+from bvllm_adapters.device import device_of
 from bvllm_adapters.features import VisualTokens
 from bvllm_adapters.question import QuestionTokenizer, asked, pad, question_from_prompt
 from bvllm_adapters.splice import splice
@@ -64,7 +65,7 @@ class Overrides:
         if prompts is None:
             prompts = getattr(self, "prompts", None)
         embed = model.get_input_embeddings()
-        device = embed.weight.device
+        device = device_of(embed)
         input_ids = input_ids.to(device)
         attention_mask = None if attention_mask is None else attention_mask.to(device)
         labels = None if labels is None else labels.to(device)
@@ -213,6 +214,7 @@ class LlamaVidHost:
     ) -> list[str]:
         """128 new tokens at most, unless told otherwise."""
         embed = model.get_input_embeddings()
+        device = device_of(embed)
         ids, mask = pad(
             [
                 processor.tokenizer(processor.prompt(question.replace(IMAGE_TOKEN, "").strip()))
@@ -220,11 +222,11 @@ class LlamaVidHost:
             ]
         )
         spliced = splice(
-            ids.to(embed.weight.device),
+            ids.to(device),
             embed,
             [video.tokens for video in tokens],
             [IMAGE_TOKEN_ID],
-            attention_mask=mask.to(embed.weight.device),
+            attention_mask=mask.to(device),
             padding_side="left",
         )
         if "max_length" not in generate:

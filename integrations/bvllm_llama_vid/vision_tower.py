@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from bvllm_adapters.device import device_of
 from bvllm_adapters.eva import build_eva
 from bvllm_adapters.scout import check_pixels
 from bvllm_llama_vid.configuration import EvaSizes, clip_config, eva_sizes, is_eva
@@ -41,6 +42,7 @@ class VisionTower(nn.Module):
             sizes = clip_config(config)
             layer = getattr(config, "mm_vision_select_layer", -2)
             self.vision_tower = ClipEncoder(sizes, layer)
+            self.select_layer = layer
             self.keeps_cls = self.select_feature == "cls_patch"
         self.hidden_size: int = sizes.hidden_size
         self.image_size: int = sizes.image_size
@@ -78,7 +80,7 @@ class VisionTower(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return next(self.parameters()).device
+        return device_of(self)
 
 
 class ClipEncoder(nn.Module):

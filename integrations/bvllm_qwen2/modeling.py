@@ -14,6 +14,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from bvllm_adapters.balanced_tokenizer import BalancedTokenizer
+from bvllm_adapters.device import device_of
 from bvllm_adapters.encoding import encode_pixels
 from bvllm_adapters.features import FrameFeatures, VisualTokens
 from bvllm_adapters.frame_selector import FrameSelector
@@ -158,11 +159,11 @@ class BvllmQwen2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return result.to_tuple() if return_dict is False else result
 
     def look(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """(k, 3, S, S) pixels -> (k, C) frame features, (k, P, C) patches."""
-        features: tuple[Tensor, Tensor] = self.vision_tower(
-            pixels, self.balanced_tokenizer.config.frame_feature
-        )
-        return features
+        """(k, 3, S, S) pixels -> (k, C) frame features, (k, P, C) patches, on the
+        device of the words."""
+        feature, patches = self.vision_tower(pixels, self.balanced_tokenizer.config.frame_feature)
+        device = device_of(self.get_input_embeddings())
+        return feature.to(device), patches.to(device)
 
     def encode(self, pixels: Tensor, seconds: Tensor | None = None) -> FrameFeatures:
         """(T, 3, S, S) pixels of one video or image as the tower sees it, a chunk at a time."""

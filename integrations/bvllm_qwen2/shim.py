@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bvllm_adapters.config import BalancedTokenizerConfig
+from bvllm_adapters.device import device_of
 from bvllm_adapters.features import VisualTokens
 from bvllm_adapters.question import pad
 from bvllm_qwen2.chat import VIDEO_TOKEN, without_placeholders
@@ -103,7 +104,7 @@ class BvllmQwen2Host:
                 add_generation_prompt=True,
             )
             ids.append(processor.tokenizer(prompt, return_tensors="pt")["input_ids"][0])
-        padded, mask = (part.to(model.device) for part in pad(ids))
+        padded, mask = (part.to(device_of(model.get_input_embeddings())) for part in pad(ids))
         if "max_length" not in generate:
             generate.setdefault("max_new_tokens", 128)
         prompts = model.splice(padded, tokens, attention_mask=mask, padding_side="left")

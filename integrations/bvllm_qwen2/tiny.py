@@ -11,12 +11,17 @@ from bvllm_qwen2.modeling import BvllmQwen2ForConditionalGeneration
 from bvllm_qwen2.processing import BvllmQwen2Processor, image_processor_for
 
 
-def tiny_model(seed: int = 0) -> tuple[BvllmQwen2ForConditionalGeneration, BvllmQwen2Processor]:
+def tiny_model(
+    seed: int = 0, vision_config: CLIPVisionConfig | None = None
+) -> tuple[BvllmQwen2ForConditionalGeneration, BvllmQwen2Processor]:
     """Real classes, small sizes, weights from `seed`; torch's global generator is left as it was.
 
     Its words are English and its answers nonsense.
+
+    Args:
+        vision_config: another tower than the usual one, which makes 16 patches of 64 x 64 pixels.
     """
-    vision_config = CLIPVisionConfig(
+    vision_config = vision_config or CLIPVisionConfig(
         image_size=64,
         patch_size=16,
         hidden_size=64,

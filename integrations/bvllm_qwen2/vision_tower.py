@@ -10,6 +10,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionModel
 from transformers import initialization as init
 
 from bvllm_adapters.config import FrameFeature
+from bvllm_adapters.device import device_of
 from bvllm_adapters.eva import build_eva
 from bvllm_adapters.features import frame_and_patches
 from bvllm_qwen2.configuration import (
@@ -57,8 +58,7 @@ class VisionTower(nn.Module):
         Raises:
             ValueError: "cls" of a tower without CLS token.
         """
-        parameter = next(self.parameters())
-        pixels = pixels.to(parameter.device, parameter.dtype)
+        pixels = pixels.to(device_of(self), next(self.parameters()).dtype)
         tokens = torch.cat([self._tokens(part) for part in pixels.split(self.chunk_size)])
         return frame_and_patches(tokens, has_cls=self.has_cls, frame_feature=frame_feature)
 

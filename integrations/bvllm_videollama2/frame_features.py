@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bvllm_adapters.device import device_of
 from bvllm_adapters.encoding import encode_pixels
 from bvllm_adapters.features import FrameFeatures, frame_and_patches
 
@@ -27,7 +28,7 @@ def look(model: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
     if feature == "cls" and not with_cls:
         feature = "mean"
     tokens = hidden_state(tower.vision_tower, pixels, tower.select_layer)
-    tokens = tokens.to(model.get_input_embeddings().weight.device)
+    tokens = tokens.to(device_of(model.get_input_embeddings()))
     return frame_and_patches(tokens, has_cls=with_cls, frame_feature=feature)
 
 

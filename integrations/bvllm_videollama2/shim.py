@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bvllm_adapters.config import BalancedTokenizerConfig
+from bvllm_adapters.device import device_of
 from bvllm_adapters.features import VisualTokens
 from bvllm_adapters.question import QuestionTokenizer, asked, pad
 from bvllm_adapters.splice import placeholder_rows, splice
@@ -193,7 +194,7 @@ class Videollama2Host:
         prompts = [
             processor.ids(processor.prompt(question, "video"), "video")[0] for question in questions
         ]
-        ids, mask = (part.to(embed.weight.device) for part in pad(prompts))
+        ids, mask = (part.to(device_of(embed)) for part in pad(prompts))
         spliced = splice(
             ids,
             embed,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionModel
 
+from bvllm_adapters.device import device_of
 from bvllm_adapters.scout import check_pixels
 from bvllm_videollama2.configuration import TowerConfig, tower_config
 from bvllm_videollama2.preprocessing import image_processor_for
@@ -33,7 +34,7 @@ def hidden_state(encoder: Any, pixels: Tensor, layer: int) -> Tensor:
     check_pixels("pixels", pixels, vision.config.image_size, vision.config.patch_size)
     weight = vision.embeddings.patch_embedding.weight
     hidden: Tensor = vision.embeddings(
-        pixels.to(weight.device, weight.dtype), interpolate_pos_encoding=True
+        pixels.to(device_of(vision), weight.dtype), interpolate_pos_encoding=True
     )
     if hasattr(vision, "pre_layrnorm"):  # CLIP
         hidden = vision.pre_layrnorm(hidden)
@@ -107,7 +108,7 @@ class VisionTower(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return next(self.parameters()).device
+        return device_of(self)
 
     @property
     def hidden_size(self) -> int:

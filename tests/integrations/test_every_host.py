@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_hosts import TINY_HOSTS, wrap_small
+from tiny_hosts import TINY_HOSTS, llama_vid, native, videollama2, wrap_small
 
 import bvllm_adapters as bvllm
 from bvllm_adapters import Encoding
@@ -44,6 +44,8 @@ def test_two_passes_are_one(host: tuple[Any, Any]) -> None:
         one, two = tokens_of(kept, question), tokens_of(again, question)
         assert torch.equal(one.frame, two.frame)
         torch.testing.assert_close(two.tokens, one.tokens, atol=1e-5, rtol=0)
+    held = again.features.cls.untyped_storage().nbytes()
+    assert held == again.features.cls.nbytes  # and not all that the tower made
     assert kept.tower_passes == len(kept) < again.tower_passes <= len(kept) + 4 * len(QUESTIONS)
 
 
@@ -61,6 +63,18 @@ def test_a_batch_is_one_at_a_time(host: tuple[Any, Any]) -> None:
     assert [answer.text for answer in batched] == [answer.text for answer in alone]
     assert [answer.trace.frames for answer in batched] == [a.trace.frames for a in alone]
     assert len({answer.text for answer in alone}) > 1
+
+
+def test_pixels_in_memory_leave_no_more_than_features(host: tuple[Any, Any]) -> None:
+    from bvllm_adapters.encoding import encode_pixels
+
+    model, processor = host
+    served_by = host_of(model)
+    pixels = served_by.pixels(processor, bvllm.read_video(BUNNY).frames)
+    cls = encode_pixels(
+        lambda chunk: served_by.look(model, chunk), pixels, None, model.balanced_tokenizer
+    ).cls
+    assert cls.untyped_storage().nbytes() == cls.nbytes
 
 
 def test_asking_is_what_the_models_own_forward_does(host: tuple[Any, Any]) -> None:
@@ -91,3 +105,37 @@ def test_the_tower_is_a_part_of_the_model(host: tuple[Any, Any]) -> None:
     tower = host_of(model).tower(model)
     assert any(module is tower for module in model.modules())
     assert sum(p.numel() for p in tower.parameters()) > 0
+
+
+@pytest.mark.parametrize("make", [native, videollama2])
+def test_a_host_whose_weights_are_offloaded_sees_and_answers(make: Any, tmp_path: Path) -> None:
+    from accelerate import cpu_offload
+
+    said, state = [], None
+    for offloaded in (False, True):
+        folder = tmp_path / str(offloaded)
+        folder.mkdir()
+        torch.manual_seed(0)
+        model, processor = make(folder)
+        if state is None:
+            state = {name: value.clone() for name, value in model.state_dict().items()}
+        model.load_state_dict(state)
+        if offloaded:
+            cpu_offload(model, execution_device="cpu")
+            assert next(host_of(model).tower(model).parameters()).is_meta
+        wrap_small(model)
+        opened = bvllm.open_video(model, BUNNY, processor=processor)
+        opened.save(folder / "seen.safetensors")
+        loaded = bvllm.load_video(model, folder / "seen.safetensors", processor=processor)
+        said += [opened.ask(QUESTIONS[0], **NEW).text, loaded.ask(QUESTIONS[0], **NEW).text]
+    assert len(set(said)) == 1
+
+
+def test_an_offloaded_eva_is_refused(tmp_path: Path) -> None:
+    from accelerate import cpu_offload
+
+    model, processor = llama_vid(tmp_path)
+    cpu_offload(model, execution_device="cpu")
+    wrap_small(model)
+    with pytest.raises(ValueError, match="vision tower: got offloaded weights of an EVA"):
+        bvllm.open_video(model, BUNNY, processor=processor)
