@@ -190,9 +190,10 @@ def merge_round(
 
     size = size[..., None]
     weighted = tokens * size
-    odd_sum = weighted[:, 1::2].scatter_add(
-        1, partner[..., None].expand(-1, -1, tokens.shape[2]), pick(weighted, leaving)
-    )
+    odd_sum = weighted[:, 1::2]
+    # A product, since a GPU adds up what is scattered in any order. Sizes are whole numbers.
+    joins = torch.arange(odd_sum.shape[1], device=tokens.device)[:, None] == partner[:, None]
+    odd_sum = odd_sum + joins.to(tokens.dtype) @ pick(weighted, leaving)
     odd_size = size[:, 1::2].scatter_add(1, partner[..., None], pick(size, leaving))
     odd_first = first[:, 1::2].scatter_reduce(1, partner, first.gather(1, leaving), "amin")
     return (

@@ -33,8 +33,8 @@ def ledger() -> Iterator[dict[str, float]]:
 
 @contextmanager
 def peak_memory() -> Iterator[dict[str, int]]:
-    """Peak bytes per `stage` of what runs inside, in this thread: allocated on the CUDA device
-    if one is in use, else resident of the whole process."""
+    """Peak bytes per `stage` of what runs inside, in this thread: allocated on the CUDA devices
+    if any is in use, else resident of the whole process."""
     peaks: dict[str, int] = {}
     token = _peaks.set(peaks)
     try:
@@ -90,14 +90,22 @@ class _Stage:
     peak: int = 0
 
 
+def _devices() -> list[int]:
+    """CUDA devices that hold anything: a model may be spread over several."""
+    if not torch.cuda.is_initialized():
+        return []
+    return [i for i in range(torch.cuda.device_count()) if torch.cuda.memory_reserved(i)]
+
+
 def _wait_for_device() -> None:
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
+    for device in _devices():
+        torch.cuda.synchronize(device)
 
 
 def _forget_peak() -> None:
     if torch.cuda.is_initialized():
-        torch.cuda.reset_peak_memory_stats()
+        for device in _devices():
+            torch.cuda.reset_peak_memory_stats(device)
     else:
         # Linux starts its high-water mark anew; elsewhere it is that of the process so far.
         with suppress(OSError):
@@ -106,7 +114,7 @@ def _forget_peak() -> None:
 
 def _peak() -> int:
     if torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated()
+        return sum(torch.cuda.max_memory_allocated(device) for device in _devices())
     try:
         status = Path("/proc/self/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) * 1024

@@ -157,10 +157,13 @@ def from_image_model(tokenizer: BalancedTokenizer, source: Weights) -> WarmStart
     ends = [key.removesuffix(name) for name in ours for key in state if key.endswith(name)]
     prefixes = {end for end in ends if not end or end.endswith(".")}
     prefix = max(sorted(prefixes), key=ends.count, default="")
-    missing = [name for name, _ in encoder.named_parameters() if prefix + name not in state]
+    # Buffers that its library works out anew are not published, but those that were learned are.
+    learned = ("running_mean", "running_var")
+    needed = [name for name, _ in encoder.named_parameters()]
+    needed += [name for name, _ in encoder.named_buffers() if name.endswith(learned)]
+    missing = [prefix + name for name in needed if prefix + name not in state]
     if missing:
-        raise CheckpointError(f"scout: missing {[prefix + name for name in missing]}")
-    # Not all libraries publish all buffers.
+        raise CheckpointError(f"scout: missing {missing}")
     wanted = {f"scout.encoder.{name}": prefix + name for name in ours if prefix + name in state}
     return fill(tokenizer, state, wanted, source="scout")
 

@@ -12,8 +12,8 @@ tell. So there are several settings, each with the tokens that qwen-vl-utils and
 processor make of it.
 
 B-VLLM is measured as it was published, and with what this library adds: the tower's patches not
-kept but looked at again; every other frame skipped as a repetition; a scout (the tower itself, at
-half the size) that chooses the frames, of which the tower sees no others.
+kept but looked at again, 16 frames at a time; every other frame skipped as a repetition; a scout
+(the tower itself, at half the size) that chooses the frames, of which the tower sees no others.
 """
 
 from __future__ import annotations
@@ -163,7 +163,8 @@ class Table:
         compiles what makes a further token and replays it as a CUDA graph."""
         static = {"cache_implementation": "static"} if compiled else {}
         return {
-            "max_new_tokens": self.new_tokens, "do_sample": False, "eos_token_id": None, **static
+            "min_new_tokens": self.new_tokens, "max_new_tokens": self.new_tokens,
+            "do_sample": False, **static,
         }  # fmt: skip
 
     def add(self, result: Result, prepare: Callable[[], Callable[[], object]]) -> None:
@@ -180,7 +181,8 @@ class Table:
                 with torch.inference_mode(), time_limit(self.deadline - time.monotonic()):
                     self._measure(result, prepare())
             except TimeIsOver:
-                result.note = "stopped: the time was over"
+                if not result.repeats:  # else there are fewer of them
+                    result.note = "stopped: the time was over"
             except torch.cuda.OutOfMemoryError:
                 result.note = "out of memory"
             except Exception as error:  # nobody watches: the other rows are worth going on for
@@ -215,10 +217,11 @@ class Table:
                 runs.append(timed(answer, self.device))
             for name, took in seconds.items():
                 stages[name].append(took)
-        result.stages = {name: median(took) for name, took in stages.items()}
-        result.seconds, result.repeats = median(runs), len(runs)
-        result.fastest, result.slowest = min(runs), max(runs)
-        self.flops_per_second = sum(result.flops.values()) / result.seconds
+            # After each, since the time may be over before the last.
+            result.stages = {name: median(took) for name, took in stages.items()}
+            result.seconds, result.repeats = median(runs), len(runs)
+            result.fastest, result.slowest = min(runs), max(runs)
+            self.flops_per_second = sum(result.flops.values()) / result.seconds
 
     def write(self) -> None:
         """In one step, so that the file is whole whenever it is read."""
@@ -558,6 +561,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=5, help="of which the median is told (5)")
     parser.add_argument("--limit", type=float, help="seconds in all (540; reduced 75)")
     given = parser.parse_args(arguments)
+    if given.json is not None and not given.json.parent.is_dir():
+        parser.error(f"--json: got {given.json}, wanted a file in a folder that is there")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     reduced = not given.count and (given.reduced or device.type == "cpu")
     limit = given.limit or (75.0 if reduced else 540.0)

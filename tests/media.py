@@ -129,10 +129,10 @@ def join_streams(path: Path, *parts: Path) -> Path:
     return path
 
 
-def write_damaged(path: Path) -> Path:
-    """A video whose frame 20 cannot be decoded, which nothing but decoding shows."""
+def write_damaged(path: Path, at: int = 20) -> Path:
+    """A video whose frame `at` cannot be decoded, which nothing but decoding shows."""
     write_video(path, gop=1)
     with av.open(str(path)) as container:
-        packet = list(container.demux(video=0))[20]
+        packet = list(container.demux(video=0))[at]
         path.write_bytes(path.read_bytes().replace(bytes(packet), bytes([255]) * packet.size))
     return path

@@ -294,6 +294,7 @@ def test_a_scout_begins_with_a_part_of_a_larger_model():
     ("change", "message"),
     [
         ({"layer1.0.conv1.weight": None}, r"scout: missing \['layer1.0.conv1.weight'\]"),
+        ({"bn1.running_var": None}, r"scout: missing \['bn1.running_var'\]"),
         ({"conv1.weight": torch.zeros(3)}, r"conv1.weight \(3,\), wanted \(64, 3, 7, 7\)"),
     ],
 )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from bvllm_adapters.config import check_count
-from bvllm_adapters.frames import VideoError
+from bvllm_adapters.frames import SourceChanged, VideoError
 from bvllm_adapters.video import open_source
 
 
@@ -49,3 +51,13 @@ def at_least(video: str | Path, seconds: int, folder: Path) -> Path:
     except (av.FFmpegError, IndexError, OSError) as error:
         raise VideoError(f"{video}: cannot be shown for {seconds} s: {error}") from error
     return file
+
+
+@contextmanager
+def whole(video: str | Path) -> Iterator[None]:
+    """VideoError for a file that turns out to be damaged, of which what is measured and what is
+    counted would not be the same."""
+    try:
+        yield
+    except SourceChanged as change:
+        raise VideoError(f"{video}: is damaged, wanted a whole file") from change

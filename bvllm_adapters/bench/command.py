@@ -35,6 +35,8 @@ def run(options: argparse.Namespace) -> int:
     if options.threads is not None:
         torch.set_num_threads(check_count("--threads", options.threads))
     device = _device(options.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # what is free, and named, is asked of the current one
     small = device.type == "cuda" or options.host is not None
     dtype = DTYPES[options.dtype or ("bfloat16" if small else "float32")]
     video = DEMO_VIDEO if options.video is None else options.video

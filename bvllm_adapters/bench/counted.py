@@ -101,12 +101,15 @@ class Counter:
             work["scout"] = Work(_in_chunks(self.glance, frames), frames * feature.nbytes)
 
         text = empty(len(tokenizer.question_tokenizer(self.setting.question)), dtype=torch.int64)
-        choices = Selection.of(_one_hot(trace))
+        by_scores = tokenizer.config.frame_count != "fixed"
+        choices = Selection.of(_one_hot(trace, one_each=by_scores or frames == 1))
         flops = 0
         if tokenizer.frame_selector is not None and frames > 1:
             cls = empty(frames, feature.shape[1], dtype=tokenizer.dtype)
             seconds = empty(frames, dtype=torch.float64)
-            _, flops = shape_of(lambda: tokenizer.frame_selector(cls, text, seconds=seconds))
+            # How many frames are chosen may follow from values, which there are none of here.
+            read = getattr(tokenizer.frame_selector, "scores", tokenizer.frame_selector)
+            _, flops = shape_of(lambda: read(cls, text, seconds=seconds))
         work["selector"] = Work(flops, choices.weights.nbytes)
 
         flops = 0
@@ -147,10 +150,14 @@ class Counter:
         """Of an answer in which as many frames are chosen as may be, about equally often."""
         config = self.tokenizer.config
         budget = config.max_tokens if max_tokens is None else max_tokens
-        chosen = min(frames, config.num_frames)
+        if config.frame_count == "fixed":
+            chosen = min(frames, config.num_frames)
+            edges = [i * config.num_frames // chosen for i in range(chosen + 1)]
+            choices = [float(end - begin) for begin, end in pairwise(edges)]
+        else:
+            chosen = min(frames, config.max_frames or budget or config.most_frames)
+            choices = [config.num_frames / chosen] * chosen
         at = [i * frames // chosen for i in range(chosen)]
-        edges = [i * config.num_frames // chosen for i in range(chosen + 1)]
-        choices = [float(end - begin) for begin, end in pairwise(edges)]
         (shares,) = prompt_shares([(chosen, config.tokens_per_frame)], [choices], budget)
         (_, patches), _ = self.look(1)
         room = Encoding().device_bytes + Encoding().host_bytes
@@ -193,13 +200,13 @@ def _in_chunks(look: Callable[[int], tuple[Any, int]], frames: int) -> int:
     return frames * each + -(-frames // CHUNK) * (one - each)
 
 
-def _one_hot(trace: Trace) -> Tensor:
-    """(K, T) the choices that were made; of a single frame, which need not be chosen, one."""
-    single = trace.frames_decoded == 1
+def _one_hot(trace: Trace, *, one_each: bool) -> Tensor:
+    """(K, T) the choices that were made; one of each frame where it is not queries that choose, or
+    where there is but one frame."""
     at = [
         frame.frame
         for frame in trace.frames
-        for _ in range(1 if single else max(1, round(frame.choices)))
+        for _ in range(1 if one_each else max(1, round(frame.choices)))
     ]
     weights = torch.zeros(len(at), trace.frames_decoded)
     weights[torch.arange(len(at)), at] = 1

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from bvllm_adapters.balanced_tokenizer import BalancedTokenizer
-from bvllm_adapters.bench.clips import at_least
+from bvllm_adapters.bench.clips import at_least, whole
 from bvllm_adapters.bench.counted import Counter, Setting, Work
 from bvllm_adapters.bench.rows import TOTAL, Row, rows_of
 from bvllm_adapters.bench.unwrapped import ask_unwrapped, own_way
@@ -74,6 +74,9 @@ class _Way:
             self.note = "the device has too little memory for it"
             self.seconds.clear()
             self.peaks.clear()
+        # Not before the error is gone, which holds all that was made up to it.
+        if self.note is not None:
+            gc.collect()
             torch.cuda.empty_cache()
 
 
@@ -97,7 +100,8 @@ def bench(
     Args:
         model: wrapped or native. processor: of its host.
         video: read at one frame a second; one that ends too early begins anew.
-        frames: how many are read of it. new_tokens: of each answer, exactly.
+        frames: how many seconds are read of it: of a video of fewer frames, not so many, which
+            the rows tell. new_tokens: of each answer, exactly.
         max_tokens: budget of visual tokens in place of the model's own.
         progress: called after each answer; there are 2 (1 + repeats) of each length.
 
@@ -115,14 +119,15 @@ def bench(
     }  # fmt: skip
     took = progress or (lambda: None)
 
-    traces: dict[float, Trace] = {}  # of the answers with a budget, by their frames
+    traces: dict[int, Trace] = {}  # of the answers with a budget, by their frames
 
     def with_budget(clip: Path, end: float, prefetch: int) -> dict[str, float]:
-        traces[end] = ask(
+        trace = ask(
             base, clip, question, processor=processor, max_tokens=max_tokens, end=end,
             encoding=Encoding(prefetch=prefetch), **generate,
         ).trace  # fmt: skip
-        return traces[end].seconds
+        traces[trace.frames_decoded] = trace
+        return trace.seconds
 
     def without(clip: Path, end: float, prefetch: int) -> dict[str, float]:
         with ledger() as seconds:
@@ -134,10 +139,13 @@ def bench(
     def bare() -> AbstractContextManager[Any]:
         return unwrapped(base) if isinstance(base, Wrapped) else nullcontext()
 
-    with tempfile.TemporaryDirectory() as folder:
-        clips = {count: at_least(video, count, Path(folder)) for count in frames}
-        bound = [_Way(n, True, partial(with_budget, clips[n], n)) for n in frames]
-        free = [_Way(n, False, partial(without, clips[n], n), bare) for n in frames]
+    with tempfile.TemporaryDirectory() as folder, whole(video):
+        bound, free = [], []
+        for seconds in frames:
+            clip = at_least(video, seconds, Path(folder))
+            shown = len(open_source(clip, fps=1.0, end=seconds))  # fewer, if it has fewer of them
+            bound.append(_Way(shown, True, partial(with_budget, clip, seconds)))
+            free.append(_Way(shown, False, partial(without, clip, seconds), bare))
         # First all of those that need little memory: what an allocator has once had, it may keep.
         counter = None
         for way in bound:
@@ -199,7 +207,9 @@ def count(
         note: why it is not run. For the others see `bench`.
     """
     base, frames = _checked(model, frames, new_tokens)
-    counter = Counter(base, _setting(base, processor, video, question, TEXT_TOKENS, new_tokens))
+    with whole(video):
+        setting = _setting(base, processor, video, question, TEXT_TOKENS, new_tokens)
+    counter = Counter(base, setting)
     rows = []
     for length in frames:
         trace = counter.expected(length, max_tokens)
@@ -233,9 +243,11 @@ def too_large(
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes free on a device; None where the system does not tell."""
+    """Bytes free on a device, with those that torch holds and does not use; None where the system
+    does not tell."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + held
     try:
         meminfo = Path("/proc/meminfo").read_text()
         return int(meminfo.split("MemAvailable:")[1].split()[0]) * 1024

@@ -23,8 +23,9 @@ class Row:
         wrapped: whether under a budget.
         seconds: median over the repetitions. fastest, slowest: of them.
         share: of the seconds of all stages or, where none were measured, of their FLOPs.
-        flops: of matrix products, convolutions and attention, two for a multiply and add;
-            attention is counted whole, although half of it is masked. None: it has none of these.
+        flops: of matrix products, convolutions and attention, two for a multiply and add. Of the
+            language model's attention what the causal mask hides is left out. None: it has none
+            of these.
         bytes: of what it leaves for the stages after it.
         peak_bytes: allocated on the CUDA device while it ran, else resident of the whole process.
         tokens: visual tokens that the language model reads.

@@ -78,9 +78,9 @@ def tokenizer_configs(draw: st.DrawFn, /, **fixed: Any) -> BalancedTokenizerConf
         "qformer_heads": 2,
         "qformer_ffn_width": 16,
     }
-    if not fixed.keys() & {"frame_count", "min_frames", "max_frames"}:  # they limit each other
-        settings["frame_count"] = draw(st.sampled_from(["fixed", "gap", "mass"]))
-        settings["max_frames"] = draw(st.integers(1, 20))
+    settings["frame_count"] = draw(st.sampled_from(["fixed", "gap", "mass"]))
+    least = fixed.get("min_frames", 1)
+    settings["max_frames"] = draw(st.integers(least, least + 19))
     return BalancedTokenizerConfig(**(settings | fixed))
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from media import write_damaged, write_video
 from torch.utils.flop_counter import FlopCounterMode
 
 import bvllm_adapters as bvllm
@@ -17,6 +20,7 @@ from bvllm_adapters.bench.measure import bench, count, too_large
 from bvllm_adapters.bench.rows import FURTHER_TOKEN, TOTAL
 from bvllm_adapters.cli import main
 from bvllm_adapters.needle import DEMO_VIDEO
+from bvllm_adapters.video import VideoError, VideoWarning
 from bvllm_qwen2 import HOST
 
 NEW = 5
@@ -122,7 +126,8 @@ def scouting():
 
 
 @pytest.mark.parametrize(
-    ("model", "frames"), [("demo", 1), ("demo", 16), ("demo", 30), ("scouting", 20)]
+    ("model", "frames"),
+    [("demo", 1), ("demo", 16), ("demo", 30), ("scouting", 20), ("following_scores", 30)],
 )
 def test_flops_are_those_of_a_real_answer(request, model, frames):
     """Counted from shapes alone; torch's counter around the answer itself gives the same."""
@@ -155,6 +160,41 @@ def test_flops_are_those_of_a_real_answer(request, model, frames):
     assert counted.reading.pair == llm.num_hidden_layers * 2 * 2 * llm.hidden_size
     narrow = llm.hidden_size * llm.num_key_value_heads // llm.num_attention_heads
     assert counted.reading.cache_bytes == llm.num_hidden_layers * 2 * narrow * 4
+
+
+@pytest.fixture(scope="module")
+def following_scores(demo):
+    """The demo model with as many frames as the scores ask for."""
+    model = copy.deepcopy(demo[0])
+    config = replace(model.balanced_tokenizer.config, frame_count="gap", max_frames=6)
+    torch.manual_seed(0)
+    return bvllm.wrap(model, config=config).eval(), demo[1]
+
+
+def test_frames_that_follow_the_scores_are_counted(following_scores):
+    rows = bench(*following_scores, frames=[16], repeats=1, new_tokens=2)
+    assert found(rows, "selector", True).flops > 0 and found(rows, TOTAL, True).seconds > 0
+    most = count(*following_scores, frames=[16], max_tokens=1000)
+    config = following_scores[0].balanced_tokenizer.config
+    assert found(most, TOTAL, True).tokens == 6 * config.tokens_per_frame
+
+
+def test_a_video_of_fewer_frames_is_told_by_those_it_has(demo, tmp_path):
+    clip = write_video(tmp_path / "slow.mp4", frames=10, fps=1, times=range(0, 20, 2))
+    rows = bench(*demo, clip, frames=[16], repeats=1, new_tokens=2)
+    assert {row.frames for row in rows} == {8}
+    towers = [found(rows, "tower", wrapped, 8).flops for wrapped in (True, False)]
+    assert towers[0] == towers[1]
+    assert found(rows, TOTAL, False, 8).tokens == 8 * 16
+
+
+def test_a_damaged_video_is_refused(demo, tmp_path):
+    clip = write_damaged(tmp_path / "damaged.mp4", at=10)
+    with (
+        pytest.warns(VideoWarning),
+        pytest.raises(VideoError, match=r"damaged.mp4: is damaged, wanted a whole file"),
+    ):
+        bench(*demo, clip, frames=[4], repeats=1, new_tokens=2)
 
 
 def test_what_cannot_be_run_is_counted_and_says_why(demo):
