@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
@@ -53,22 +54,38 @@ class OpenVideo:
 
     def __init__(self, model: nn.Module, processor: Any, encoding: Encoding, fps: float) -> None:
         base = base_model(model)
-        if not isinstance(getattr(base, TOKENIZER, None), BalancedTokenizer):
-            raise ValueError(
-                f"model: got a {type(base).__name__} without BalancedTokenizer; wrap it first"
-            )
+        _check_wrapped(base)
+        if not isinstance(encoding, Encoding):
+            raise TypeError(f"encoding: got {encoding!r}, wanted an Encoding or None")
+        if not 0 < fps < math.inf:
+            raise ValueError(f"fps: got {fps}, wanted a finite number > 0 for a stream")
         self.model, self.host, self.fps = base, host_of(base), fps
         self.processor = processor_of(base) if processor is None else processor
-        self.path: Path | None = None  # of its source, unless that is in memory
-        self.reading: dict[str, Any] = {}  # fps, start, end, max_frames of it
+        self.reading: dict[str, Any] = {}  # fps, start, end, max_frames of its source
         self.encoded = EncodedVideo(Sight(self.host, base, self.processor), encoding)
+        self._settings = _settings(self.host, base)
 
     @property
     def features(self) -> FrameFeatures:
-        """Of all frames so far; patches are a function of frame indices."""
+        """Of all frames so far; patches are a function of frame indices.
+
+        Raises:
+            ValueError: there are no frames, or the model has become another since it saw them.
+        """
         if not len(self):
             raise ValueError("video: got no frames, wanted at least one; push() some first")
+        self._check_model()
         return self.encoded.features
+
+    def _check_model(self) -> None:
+        _check_wrapped(self.model)
+        now = _settings(self.host, self.model)
+        for name, before in self._settings.items():
+            if now[name] != before:
+                raise ValueError(
+                    f"model: got {name} {now[name]}, wanted {before} as when it saw the video; "
+                    "open it again"
+                )
 
     @property
     def tower_passes(self) -> int:
@@ -92,8 +109,11 @@ class OpenVideo:
                 nothing has changed then.
         """
         encoded = self.encoded
+        self._check_model()
         if encoded.source is not None:
-            raise ValueError(f"frames: got more of {encoded.source.source}, wanted a stream")
+            raise ValueError(
+                f"frames: got more of {encoded.source.source}, wanted a video opened as a stream"
+            )
         source = open_source(frames, fps=self.fps)
         new = list(source.read(np.arange(len(source))))
         last = encoded.seconds[-1] if encoded.seconds else -1 / self.fps
@@ -103,7 +123,7 @@ class OpenVideo:
             times = [float(second) for second in seconds]
         if len(times) != len(new):
             raise ValueError(f"seconds: got {len(times)} times, wanted {len(new)} as frames")
-        if not (np.diff([last, *times]) > 0).all():
+        if not (np.isfinite(times).all() and (np.diff([last, *times]) > 0).all()):
             raise ValueError(f"seconds: got {times} after {last:g}, wanted them to increase")
         for frame in new:
             if encoded.shape is not None and frame.shape != encoded.shape:
@@ -126,32 +146,27 @@ class OpenVideo:
             raise ValueError("video: got no frames, wanted at least one; push() some first")
         if source is None and self.encoded.sight.scout is not None:
             raise ValueError("video: got a stream seen by a scout, wanted one that can be read")
-        state = self.encoded.state()
-        needed = None if source is None or "patches" in state else source
+        self._check_model()
+        path = self.encoded.path
         about = self._identity() | {
-            "path": None if self.path is None else str(self.path),
+            "path": None if path is None else str(path),
             "reading": self.reading,
             "source": "stream" if source is None else source.source,
             "is_image": source is not None and source.is_image,
             "frame_count": len(self) if source is None else source.frame_count,
             "duration": self.encoded.seconds[-1] if source is None else source.duration,
-            "fingerprint": None if needed is None else _fingerprint(needed, self.path),
+            "fingerprint": None if source is None else _fingerprint(source, path),
         }
-        write(file, state, about)
+        write(file, self.encoded.state(), about)
 
     def _identity(self) -> dict[str, Any]:
         """What features must have been made by for this model to read them."""
-        tokenizer = getattr(self.model, TOKENIZER)
-        config, scout = tokenizer.config, tokenizer.scout
-        tower = self.host.tower(self.model)
+        scout = getattr(self.model, TOKENIZER).scout
         return {
             "host": type(self.model).__name__,
-            "tower": weights_fingerprint(tower),
-            "layer of the tower": getattr(tower, "select_layer", None),  # as the LLaVA family says
-            "frame_feature": config.frame_feature,
-            # A scout that is the tower itself has no weights, only a size.
-            "scout": config.scout and json.loads(json.dumps(asdict(config.scout))),
-            "scout's weights": None if scout is None else weights_fingerprint(scout),
+            **_settings(self.host, self.model),
+            "weights of the tower": weights_fingerprint(self.host.tower(self.model)),
+            "weights of the scout": None if scout is None else weights_fingerprint(scout),
         }
 
     @overload
@@ -200,18 +215,23 @@ def open_video(
     Raises:
         VideoError: for a video that cannot be read. ValueError: for a model without tokenizer.
     """
-    opened = OpenVideo(model, processor, encoding or Encoding(), fps or 1.0)
+    opened = OpenVideo(
+        model,
+        processor,
+        Encoding() if encoding is None else encoding,
+        1.0 if fps is None or video is not None else fps,
+    )
     if video is not None:
         reading: dict[str, Any] = {"fps": fps, "start": start, "end": end, "max_frames": max_frames}
         with stage("decode", on_device=False):  # the packets, for when each frame is shown
-            source = open_source(video, **reading)
-        opened.path = _path_of(video)
+            path = _path_of(video)
+            source = open_source(video if path is None else path, **reading)
         # As JSON takes them, and not NumPy's numbers.
         opened.reading = {
             name: value if value is None or isinstance(value, int) else float(value)
             for name, value in reading.items()
         }
-        opened.encoded.fill(source, progress)
+        opened.encoded.fill(source, path, progress)
     return opened
 
 
@@ -227,7 +247,8 @@ def load_video(
     """What `OpenVideo.save` wrote, to be asked by the same model.
 
     Args:
-        video: where the video is now, if patches were not kept and it has moved.
+        video: where the video is now, if it has moved. Where patches were kept it is not needed;
+            if it is given, it is compared all the same.
         model, processor, encoding: see `open_video`.
 
     Raises:
@@ -235,24 +256,24 @@ def load_video(
             tower or video, or a video that is needed and not there.
     """
     state, about = read(file)
-    opened = OpenVideo(model, processor, encoding or Encoding(), 1.0)
+    opened = OpenVideo(model, processor, Encoding() if encoding is None else encoding, 1.0)
     for name, wanted in opened._identity().items():
-        if about[name] != wanted:
-            raise ValueError(f"file: got {file} of {name} {about[name]}, wanted {name} {wanted}")
+        if about.get(name) != wanted:
+            raise ValueError(
+                f"file: got {file} of {name} {about.get(name)}, wanted {name} {wanted}"
+            )
     opened.reading = about["reading"]
-    if "patches" in state:
-        source = _unread(state, about)
-    else:
+    source, path = _unread(state, about), None
+    if video is not None or "patches" not in state:
         where = about["path"] if video is None else video
         if where is None:
             raise ValueError(
                 f"video: got None, wanted {about['source']}, which was in memory: {file} does not "
                 "hold its patches"
             )
-        opened.path = _path_of(where)
-        source = _found(where, state["seconds"].tolist(), about)
+        source, path = _found(where, state["seconds"].tolist(), about), _path_of(where)
     base: Any = opened.model
-    opened.encoded.restore(state, source, device_of(base.get_input_embeddings()))
+    opened.encoded.restore(state, source, device_of(base.get_input_embeddings()), path)
     return opened
 
 
@@ -274,22 +295,43 @@ def _found(where: Any, seconds: list[float], about: Mapping[str, Any]) -> FrameS
     Raises:
         ValueError: for another one.
     """
-    source = open_source(where, **about["reading"])
-    if len(source) != len(seconds):  # damaged files hold less than they say
+    path = _path_of(where)
+    source = open_source(where if path is None else path, **about["reading"])
+    if source.seconds.tolist() != seconds:  # as of damaged files, until they are decoded
         try:
             for _ in source.read(np.arange(len(source))):
                 pass
         except SourceChanged as change:
             source = change.source
-    by_path = about["fingerprint"].startswith("path")
-    found = _fingerprint(source, _path_of(where) if by_path else None)
+    kind = (about["fingerprint"] or "stream").split()[0]
+    found = _fingerprint(source, path if kind == "path" else None)
     if source.seconds.tolist() != seconds or found != about["fingerprint"]:
         raise ValueError(f"video: got {source.source}, wanted {about['source']} as it was seen")
     return source
 
 
 def _path_of(video: Any) -> Path | None:
-    return Path(video) if isinstance(video, str | PathLike) else None
+    """Absolute, as a video may be looked at again from another folder; None: it is in memory."""
+    return Path(video).absolute() if isinstance(video, str | PathLike) else None
+
+
+def _check_wrapped(base: nn.Module) -> None:
+    if not isinstance(getattr(base, TOKENIZER, None), BalancedTokenizer):
+        raise ValueError(
+            f"model: got a {type(base).__name__} without BalancedTokenizer; wrap it first"
+        )
+
+
+def _settings(host: Any, model: nn.Module) -> dict[str, Any]:
+    """What decides, beside weights, which features a model makes of a frame; as JSON."""
+    config, tower = getattr(model, TOKENIZER).config, host.tower(model)
+    return {
+        "dtype": str(next(tower.parameters()).dtype),
+        "layer of the tower": getattr(tower, "select_layer", None),  # as the LLaVA family says
+        "frame_feature": config.frame_feature,
+        # A scout that is the tower itself has no weights, only a size.
+        "scout": config.scout and json.loads(json.dumps(asdict(config.scout))),
+    }
 
 
 def _fingerprint(source: FrameSource, path: Path | None) -> str:
@@ -363,6 +405,9 @@ def ask_batch(
     """
     check_count("batch_size", batch_size)
     pairs = list(items)
+    for video, _ in pairs:
+        if not isinstance(video, OpenVideo):
+            raise TypeError(f"items: got {video!r}, wanted videos that open_video has opened")
     if len({id(video.model) for video, _ in pairs}) > 1:
         raise ValueError("items: got videos of several models, wanted those of one")
     answers = []
@@ -385,8 +430,8 @@ def _answers(
     if not videos:
         return []
     first = videos[0]
-    tokenizer: Any = getattr(first.model, TOKENIZER)
     features = [video.features for video in videos]
+    tokenizer: Any = getattr(first.model, TOKENIZER)
     tokens = tokenizer(features, questions, max_tokens=max_tokens)
     with answering() as at_each_token:
         generate["logits_processor"] = [*(generate.get("logits_processor") or ()), *at_each_token]

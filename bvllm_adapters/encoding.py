@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -183,6 +184,8 @@ class EncodedVideo:
     def __init__(self, sight: Sight, options: Encoding) -> None:
         self.sight, self.options = sight, options
         self.source: FrameSource | None = None
+        self.path: Path | None = None  # of the source, unless that is in memory
+        self._stamp: list[tuple[str, int, int]] | None = None  # of what is there
         self.shape: tuple[int, ...] | None = None  # of frames that are pushed
         self._begin()
 
@@ -202,12 +205,16 @@ class EncodedVideo:
     def __len__(self) -> int:
         return len(self.seconds)
 
-    def fill(self, source: FrameSource, progress: Progress | None = None) -> None:
+    def fill(
+        self, source: FrameSource, path: Path | None = None, progress: Progress | None = None
+    ) -> None:
         """See all of a source, decoding ahead of the tower.
 
         Args:
+            path: of the source, unless that is in memory.
             progress: called with (frames decoded, frames of the source), in another thread.
         """
+        self.path, self._stamp = path, stamp(path)
         depth = 0 if len(source) == 1 else self.options.prefetch
         while True:
             self.source = source
@@ -262,8 +269,11 @@ class EncodedVideo:
         }
         return state | ({"patches": torch.cat([part.cpu() for part in kept])} if kept else {})
 
-    def restore(self, state: Mapping[str, Tensor], source: FrameSource, device: Any) -> None:
+    def restore(
+        self, state: Mapping[str, Tensor], source: FrameSource, device: Any, path: Path | None
+    ) -> None:
         """Go on from `state()`; `source` is read where patches were not kept."""
+        self.path, self._stamp = path, stamp(path)
         self.source = source
         self._begin()
         self.seconds = state["seconds"].tolist()
@@ -277,22 +287,27 @@ class EncodedVideo:
     def features(self) -> FrameFeatures:
         """Of all frames so far, patches as a function of frame indices."""
         if self._features is None:
-            cls, kept = self._seen()
-            rows = torch.tensor(self.repeats.rows, device=cls.device)
-
-            def patches(indices: Tensor) -> Tensor:
-                """Of the frames that stand for those asked for."""
-                wanted, back = rows[indices.to(rows.device)].unique(return_inverse=True)
-                frames = wanted.tolist()
-                found = in_chunks(kept, frames, cls.device) if kept else self._again(frames)
-                return found[back]
-
-            self._features = FrameFeatures(
-                cls if len(cls) == len(rows) else cls[rows],
-                patches,
-                torch.tensor(self.seconds, dtype=torch.float64),
-            )
+            # Not as inference tensors, even while a question is asked: none can be trained on.
+            with torch.inference_mode(False), torch.no_grad():
+                self._features = self._make_features()
         return self._features
+
+    def _make_features(self) -> FrameFeatures:
+        cls, kept = self._seen()
+        rows = torch.tensor(self.repeats.rows, device=cls.device)
+
+        def patches(indices: Tensor) -> Tensor:
+            """Of the frames that stand for those asked for."""
+            wanted, back = rows[indices.to(rows.device)].unique(return_inverse=True)
+            frames = wanted.tolist()
+            found = in_chunks(kept, frames, cls.device) if kept else self._again(frames)
+            return found[back]
+
+        return FrameFeatures(
+            cls if len(cls) == len(rows) else cls[rows],
+            patches,
+            torch.tensor(self.seconds, dtype=torch.float64),
+        )
 
     def _seen(self) -> tuple[Tensor, list[Tensor]]:
         """(n, C) features, and the patches of each chunk that are kept."""
@@ -348,12 +363,15 @@ class EncodedVideo:
             for row in rows:
                 yield self.sight.pixels([self._pushed[row]])
             return
+        changed = f"{self.source.source}: has changed, or gone, since it was seen"
+        if stamp(self.path) != self._stamp:
+            raise VideoError(changed)
         first = np.searchsorted(self.repeats.rows, rows)  # rows never decrease
         try:
             for frame in _decoded(self.source, first):
                 yield self.sight.pixels([frame], is_image=self.source.is_image)
         except SourceChanged as change:
-            raise VideoError(f"{self.source.source}: has changed since it was seen") from change
+            raise VideoError(changed) from change
 
 
 def _decoded(source: FrameSource, positions: Indices) -> Iterator[Frames]:
@@ -365,3 +383,15 @@ def _decoded(source: FrameSource, positions: Indices) -> Iterator[Frames]:
         if frame is None:
             return
         yield frame
+
+
+def stamp(path: Path | None) -> list[tuple[str, int, int]] | None:
+    """Name, size and time of a file, or of each in a folder; None if it is not there."""
+    if path is None:
+        return None
+    try:
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        found = [(file.name, file.stat()) for file in files]
+    except OSError:
+        return None
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in found]

@@ -18,12 +18,18 @@ from bvllm_adapters.checkpoint import CheckpointError
 from bvllm_adapters.frames import FrameSource
 
 FORMAT = "bvllm_features/1"
-ENDS = 2**16  # bytes at either end of a file
-SAMPLES = 64  # values of each tensor that its fingerprint takes; all would take seconds
+PLACES = 8191  # that a checksum tells apart, a prime
+_WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def write(file: str | Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-    """Tensors and what is known about them, as JSON."""
+    """Tensors and what is known about them, as JSON.
+
+    Raises:
+        ValueError: the file's folder is not there.
+    """
+    if not Path(file).parent.is_dir():
+        raise ValueError(f"file: got {file}, wanted one in a folder that is there")
     metadata = {"format": FORMAT, "about": json.dumps(about)}
     save_file({name: value.contiguous() for name, value in tensors.items()}, file, metadata)
 
@@ -41,7 +47,8 @@ def read(file: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 raise CheckpointError(
                     f"{file}: got a file of format {metadata.get('format')!r}, wanted {FORMAT!r}"
                 )
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}
+            # Copied: what is mapped is gone if the file is cut short, and the process with it.
+            tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file}: cannot be read ({error})") from error
     about: dict[str, Any] = json.loads(metadata["about"])
@@ -50,33 +57,36 @@ def read(file: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 @torch.no_grad()
 def weights_fingerprint(module: nn.Module) -> str:
-    """Changes with the names, shapes and values of weights; of each tensor, 64 values are read."""
-    from accelerate.utils import align_module_device  # type: ignore[import-untyped]  # here, since few need it
+    """Changes with the names, shapes, dtypes and values of weights; the same on every device."""
+    from accelerate.utils import align_module_device  # type: ignore[import-untyped]  # seldom used
 
     digest = hashlib.sha256()
     for name, value in module.state_dict().items():
-        digest.update(f"{name} {tuple(value.shape)}".encode())
         of, _, last = name.rpartition(".")
         owner = module.get_submodule(of)
         with align_module_device(owner) if value.is_meta else nullcontext():  # if offloaded
-            flat = getattr(owner, last).reshape(-1)
-            step = max(1, len(flat) // SAMPLES)
-            digest.update(flat[::step].double().cpu().numpy().tobytes())
+            total = _checksum(getattr(owner, last))
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype} {total}".encode())
     return digest.hexdigest()[:16]
 
 
+def _checksum(value: Tensor) -> int:
+    """Of all bits and their places. Whole numbers, since sums of others depend on the device."""
+    bits = value.detach().contiguous().flatten().view(_WHOLE[value.element_size()])
+    places = torch.arange(len(bits), device=bits.device) % PLACES + 1
+    return int((bits.long() * places).sum())
+
+
 def path_fingerprint(path: Path) -> str:
-    """Of the size and the first and last 64 KiB of a file, or of each in a folder, and its name."""
+    """Of every byte of a file, or of each in a folder, and its name."""
     digest = hashlib.sha256()
     inside = sorted(path.iterdir()) if path.is_dir() else []
     for one in inside or [path]:
         if one.is_file():
-            size = one.stat().st_size
-            digest.update(f"{one.name if inside else ''} {size} ".encode())
+            digest.update(f"{one.name if inside else ''} {one.stat().st_size} ".encode())
             with one.open("rb") as file:
-                digest.update(file.read(ENDS))
-                file.seek(max(0, size - ENDS))
-                digest.update(file.read())
+                while part := file.read(2**20):
+                    digest.update(part)
     return digest.hexdigest()[:16]
 
 

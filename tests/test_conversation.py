@@ -24,6 +24,7 @@ from bvllm_adapters.trace import Trace
 from bvllm_adapters.video import VideoWarning
 from bvllm_qwen2 import HOST
 
+BUNNY = "examples/big_buck_bunny.mp4"
 QUESTIONS = [question.text for question in demo_haystack().questions]
 AGAIN = Encoding(patches="again")
 
@@ -240,6 +241,7 @@ def test_what_a_stream_refuses_leaves_it_as_it_was(model, processor, video):
         (video.frames[:2], [9.0, 8.0], "wanted them to increase"),
         (video.frames[:1], [3.0], "after 3, wanted them to increase"),
         (video.frames[:2], [9.0, float("nan")], "wanted them to increase"),
+        (video.frames[:1], [float("inf")], "wanted them to increase"),
         (video.frames[:2, :-1], None, "frames: got one of"),
         (video.frames[:2].astype(np.float32), None, "wanted uint8"),
         ([], None, "at least one"),
@@ -247,7 +249,7 @@ def test_what_a_stream_refuses_leaves_it_as_it_was(model, processor, video):
         with pytest.raises(ValueError, match=message):
             stream.push(frames, seconds)
     assert len(stream) == 4 and torch.equal(tokens_of(model, stream, QUESTIONS[0]), before)
-    with pytest.raises(ValueError, match="frames: got more of array, wanted a stream"):
+    with pytest.raises(ValueError, match="frames: got more of array, wanted a video opened"):
         bvllm.open_video(model, video.frames, processor=processor).push(video.frames)
 
 
@@ -316,7 +318,7 @@ def test_saved_features_give_the_same_answers(model, processor, tmp_path, encodi
     for question in QUESTIONS:
         assert torch.equal(tokens_of(model, loaded, question), tokens_of(model, opened, question))
         assert told(loaded.ask(question)) == told(opened.ask(question))
-    with pytest.raises(ValueError, match="wanted a stream"):
+    with pytest.raises(ValueError, match="wanted a video opened as a stream"):
         loaded.push(np.zeros((64, 64, 3), np.uint8))
 
 
@@ -343,7 +345,7 @@ def test_features_of_another_model_or_video_are_refused(model, processor, video,
     other = copy.deepcopy(model)
     with torch.no_grad():
         next(other.vision_tower.parameters()).add_(1e-3)
-    with pytest.raises(ValueError, match=r"of tower .* wanted tower"):
+    with pytest.raises(ValueError, match=r"of weights of the tower .* wanted weights of"):
         bvllm.load_video(other, file, moved, processor=processor)
     tokenizer = model.balanced_tokenizer
     tokenizer.config = replace(tokenizer.config, frame_feature="mean")
@@ -421,22 +423,99 @@ def test_a_part_that_was_read_before_is_loaded_with_it(model, processor, tmp_pat
     assert len(bvllm.load_video(model, file, processor=processor)) == 4
 
 
-def test_a_damaged_file_is_seen_saved_and_loaded(model, processor, tmp_path):
+@pytest.mark.parametrize("fps", [None, 10.0, 1.0])
+def test_a_damaged_file_is_seen_saved_and_loaded(model, processor, tmp_path, fps):
     file, clip = tmp_path / "seen.safetensors", write_damaged(tmp_path / "damaged.mp4")
     with pytest.warns(VideoWarning, match="damaged"):
-        opened = bvllm.open_video(model, clip, processor=processor, fps=None, encoding=AGAIN)
+        opened = bvllm.open_video(model, clip, processor=processor, fps=fps, encoding=AGAIN)
         opened.save(file)
         loaded = bvllm.load_video(model, file, processor=processor)
         assert told(loaded.ask(QUESTIONS[0])) == told(opened.ask(QUESTIONS[0]))
 
 
-def test_a_file_that_has_changed_since_is_not_looked_at_again(model, processor, tmp_path):
+def test_a_file_that_has_changed_since_is_not_looked_at_again(model, processor, video, tmp_path):
+    """Though it may still hold frames at the same times."""
     clip = tmp_path / "clip.mp4"
     clip.write_bytes(DEMO_VIDEO.read_bytes())
     opened = bvllm.open_video(model, clip, processor=processor, encoding=AGAIN)
-    clip.write_bytes((DEMO_VIDEO.parent / "big_buck_bunny.mp4").read_bytes())
-    with pytest.raises(bvllm.VideoError, match=r"clip.mp4: has changed since it was seen"):
+    clip.write_bytes(DEMO_VIDEO.read_bytes() + b"\0")
+    with pytest.raises(bvllm.VideoError, match=r"clip.mp4: has changed, or gone, since"):
         opened.ask(QUESTIONS[0])
+    clip.unlink()
+    with pytest.raises(bvllm.VideoError, match=r"clip.mp4: has changed, or gone, since"):
+        opened.ask(QUESTIONS[0])
+
+
+def test_kept_patches_of_another_video_are_refused(model, processor, tmp_path):
+    file = tmp_path / "seen.safetensors"
+    bvllm.open_video(model, DEMO_VIDEO, processor=processor).save(file)
+    bvllm.load_video(model, file, DEMO_VIDEO, processor=processor)
+    with pytest.raises(ValueError, match=r"video: got .*big_buck_bunny.mp4, wanted .*needles.mp4"):
+        bvllm.load_video(model, file, DEMO_VIDEO.parents[2] / BUNNY, processor=processor)
+    with pytest.raises(bvllm.VideoError, match="no such file"):
+        bvllm.load_video(model, file, tmp_path / "not there.mp4", processor=processor)
+
+
+def test_paths_are_found_from_another_folder(model, processor, tmp_path, monkeypatch):
+    monkeypatch.chdir(DEMO_VIDEO.parent)
+    opened = bvllm.open_video(model, DEMO_VIDEO.name, processor=processor, encoding=AGAIN)
+    opened.save(tmp_path / "seen.safetensors")
+    monkeypatch.chdir(tmp_path)
+    loaded = bvllm.load_video(model, "seen.safetensors", processor=processor)
+    assert told(loaded.ask(QUESTIONS[0])) == told(opened.ask(QUESTIONS[0]))
+    with pytest.raises(ValueError, match=r"file: got not.there.seen.safetensors, wanted one in a"):
+        opened.save(Path("not") / "there" / "seen.safetensors")
+
+
+def test_features_do_not_need_their_file_once_loaded(model, processor, tmp_path):
+    file = tmp_path / "seen.safetensors"
+    bvllm.open_video(model, DEMO_VIDEO, processor=processor).save(file)
+    loaded = bvllm.load_video(model, file, processor=processor)
+    file.write_bytes(b"")
+    assert loaded.ask(QUESTIONS[0]).text
+
+
+@pytest.mark.parametrize("change", ["half", "one value", "dtype"])
+def test_features_of_other_weights_are_refused(model, processor, tmp_path, change):
+    file = tmp_path / "seen.safetensors"
+    bvllm.open_video(model, DEMO_VIDEO, processor=processor, end=3.0).save(file)
+    weights = max(HOST.tower(model).parameters(), key=torch.numel)
+    with torch.no_grad():
+        if change == "half":
+            weights.view(-1)[1::2].mul_(3)
+        elif change == "one value":
+            weights.view(-1)[12345] += 1e-3
+        else:
+            model.double()
+    with pytest.raises(ValueError, match=r"file: got .* (dtype|weights of the tower) .* wanted"):
+        bvllm.load_video(model, file, processor=processor)
+
+
+def test_a_model_that_has_become_another_is_refused(model, processor):
+    opened = bvllm.open_video(model, DEMO_VIDEO, processor=processor, end=3.0)
+    model.double()
+    with pytest.raises(ValueError, match=r"model: got dtype torch.float64, wanted torch.float32"):
+        opened.ask("?")
+    model.float()
+    assert opened.ask("?")
+    own = model.balanced_tokenizer
+    bvllm.wrap(model, config=replace(own.config, frame_feature="mean"))
+    with pytest.raises(ValueError, match="model: got frame_feature mean, wanted cls"):
+        opened.ask("?")
+    bvllm.unwrap(model)
+    del model.balanced_tokenizer
+    with pytest.raises(ValueError, match="without BalancedTokenizer; wrap it first"):
+        opened.ask("?")
+
+
+def test_a_stream_that_was_asked_can_be_trained_on(model, processor, video):
+    stream = bvllm.open_video(model, processor=processor)
+    for part in (slice(0, 20), slice(20, 33)):
+        stream.push(video.frames[part])
+        stream.ask(QUESTIONS[0])
+    tokenizer = model.balanced_tokenizer.requires_grad_(True).train()
+    tokenizer([stream.features], [QUESTIONS[0]])[0].tokens.sum().backward()
+    assert tokenizer.frame_selector.queries.grad is not None
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense"])
@@ -477,6 +556,18 @@ def test_nothing_seen_is_nothing_to_save(model, processor, tmp_path):
 def test_wrong_settings_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
         Encoding(**settings)
+
+
+def test_wrong_arguments_are_named(model, processor, video):
+    with pytest.raises(TypeError, match="encoding: got 'keep', wanted an Encoding"):
+        bvllm.open_video(model, video, processor=processor, encoding="keep")
+    with pytest.raises(TypeError, match=r"encoding: got \{\}"):
+        bvllm.open_video(model, video, processor=processor, encoding={})
+    for fps in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match=f"fps: got {fps}, wanted"):
+            bvllm.open_video(model, processor=processor, fps=fps)
+    with pytest.raises(TypeError, match="items: got 'a video', wanted videos that open_video"):
+        bvllm.ask_batch([("a video", "?")])
 
 
 def test_a_model_without_tokenizer_is_refused(processor, video):
