@@ -183,7 +183,7 @@ def index_by_decoding(path: Path, index: PacketIndex) -> tuple[PacketIndex, int]
     """`index` with the times of the frames that do come out, and the number of lost packets."""
     times = array("d")
     lost, length = 0, 0.0
-    with open_video(path) as (container, stream):
+    with open_video(path, 1) as (container, stream):  # as it will be read
         step = _step(stream)
         for packet in packets(container, stream):
             frames = decode(stream, packet)

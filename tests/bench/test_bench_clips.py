@@ -4,12 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from media import numbers, write_video
 from PIL import Image
 
 from bvllm_adapters.bench.clips import at_least
 from bvllm_adapters.frames import VideoError
 from bvllm_adapters.video import read_video
 
+B_FRAMES = {"bf": "2", "b-adapt": "0"}
 BUNNY = Path(__file__).parents[2] / "examples" / "big_buck_bunny.mp4"  # 5.28 s, with B-frames
 
 
@@ -28,6 +30,27 @@ def test_a_short_one_begins_anew_and_nothing_is_encoded_again(tmp_path):
         assert np.array_equal(again.frames[shown], once.frames)
         assert again.seconds[shown] == pytest.approx(once.seconds + times * once.duration)
     assert len(read_video(at_least(BUNNY, 12, tmp_path), end=12.0).seconds) == 12
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("variable.mkv", {"times": [0, 0.1, 0.5, 0.6, 1.4, 1.5, 1.6, 2.9], "options": B_FRAMES}),
+        ("order.mkv", {"options": B_FRAMES}),
+        ("one.mkv", {"frames": 1}),
+        ("vp8.webm", {"codec": "libvpx"}),
+        ("flash.flv", {"codec": "flv"}),
+        ("order.mov", {"options": B_FRAMES}),
+        ("mpeg4.avi", {"codec": "mpeg4"}),
+    ],
+)
+def test_any_format_begins_anew(name, settings, tmp_path):
+    count = len(settings["times"]) if "times" in settings else settings.pop("frames", 20)
+    clip = write_video(tmp_path / name, frames=count, **settings)
+    once = read_video(clip, fps=None)
+    again = read_video(at_least(clip, 5, tmp_path), fps=None)
+    assert again.duration >= 5 and len(again.seconds) % len(once.seconds) == 0
+    assert numbers(again.frames) == numbers(once.frames) * (len(again.seconds) // count)
 
 
 def test_pictures_have_no_packets(tmp_path):
