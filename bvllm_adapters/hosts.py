@@ -226,6 +226,16 @@ class Wrapped:
             self.save_pretrained(save_directory, **kwargs)
         save_adapter(self, Path(save_directory) / ADAPTER_FOLDER)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled by the class and host that its own class, which no module has, is made of."""
+        return _unpickled, (self._bvllm_original, self._bvllm_host), self.__dict__
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """Of the same class and host."""
+        twin = memo[id(self)] = type(self).__new__(type(self))
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return twin
+
 
 def wrap(
     model: Model,
@@ -332,6 +342,12 @@ def _wrapped_class(cls: Any, host: Any) -> Any:
         "_bvllm_original": cls,
     }
     return type(cls.__name__, (Wrapped, host.overrides, cls), body)
+
+
+def _unpickled(cls: Any, host: Any) -> Any:
+    """An empty model of a wrapped class."""
+    wrapped = _wrapped_class(cls, host)
+    return wrapped.__new__(wrapped)
 
 
 def _beside_embeddings(tokenizer: nn.Module, base: nn.Module) -> nn.Module:

@@ -6,6 +6,7 @@ import copy
 import json
 import logging
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -184,6 +185,14 @@ def test_a_deep_copy_of_a_wrapped_model_is_independent(acme):
     assert torch.equal(run(twin, acme), before)
     bvllm.unwrap(twin)
     assert torch.equal(run(model, acme), before)
+
+
+def test_a_wrapped_model_is_pickled(acme):
+    model = bvllm.wrap(acme.tiny_model(), max_tokens=10)
+    twin = pickle.loads(pickle.dumps(model))
+    assert torch.equal(run(twin, acme), run(model, acme))
+    assert type(bvllm.unwrap(twin)) is type(bvllm.unwrap(model))
+    assert torch.equal(run(twin, acme), run(model, acme))
 
 
 def test_a_saved_wrapped_model_is_found_whole(acme, tmp_path):
