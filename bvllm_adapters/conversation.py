@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from os import PathLike
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bvllm_adapters.balanced_tokenizer import BalancedTokenizer
 from bvllm_adapters.config import check_count
-from bvllm_adapters.device import device_of
 from bvllm_adapters.encoding import EncodedVideo, Encoding, Sight
-from bvllm_adapters.feature_file import (
-    frames_fingerprint,
-    path_fingerprint,
-    read,
-    weights_fingerprint,
-    write,
-)
 from bvllm_adapters.features import FrameFeatures
 from bvllm_adapters.first_token import answering
-from bvllm_adapters.frames import Frames, FrameSource, Indices, Progress, SourceChanged
+from bvllm_adapters.frames import Progress
 from bvllm_adapters.hosts import TOKENIZER, base_model, host_of
+from bvllm_adapters.saved_video import (
+    Origin,
+    identity,
+    load_features,
+    path_of,
+    save_features,
+    settings_of,
+)
 from bvllm_adapters.trace import Trace, ledger, stage
 from bvllm_adapters.video import open_source
 
@@ -61,9 +59,9 @@ class OpenVideo:
             raise ValueError(f"fps: got {fps}, wanted a finite number > 0 for a stream")
         self.model, self.host, self.fps = base, host_of(base), fps
         self.processor = processor_of(base) if processor is None else processor
-        self.reading: dict[str, Any] = {}  # fps, start, end, max_frames of its source
+        self.origin = Origin()
         self.encoded = EncodedVideo(Sight(self.host, base, self.processor), encoding)
-        self._settings = _settings(self.host, base)
+        self._settings = settings_of(self.host, base)
 
     @property
     def features(self) -> FrameFeatures:
@@ -79,7 +77,7 @@ class OpenVideo:
 
     def _check_model(self) -> None:
         _check_wrapped(self.model)
-        now = _settings(self.host, self.model)
+        now = settings_of(self.host, self.model)
         for name, before in self._settings.items():
             if now[name] != before:
                 raise ValueError(
@@ -140,34 +138,12 @@ class OpenVideo:
 
         Raises:
             ValueError: nothing was seen, or a scout saw a stream, which cannot be read again.
+            VideoError: the video is needed, and is not what it was when it was seen.
         """
-        source = self.encoded.source
         if not len(self):
             raise ValueError("video: got no frames, wanted at least one; push() some first")
-        if source is None and self.encoded.sight.scout is not None:
-            raise ValueError("video: got a stream seen by a scout, wanted one that can be read")
         self._check_model()
-        path = self.encoded.path
-        about = self._identity() | {
-            "path": None if path is None else str(path),
-            "reading": self.reading,
-            "source": "stream" if source is None else source.source,
-            "is_image": source is not None and source.is_image,
-            "frame_count": len(self) if source is None else source.frame_count,
-            "duration": self.encoded.seconds[-1] if source is None else source.duration,
-            "fingerprint": None if source is None else _fingerprint(source, path),
-        }
-        write(file, self.encoded.state(), about)
-
-    def _identity(self) -> dict[str, Any]:
-        """What features must have been made by for this model to read them."""
-        scout = getattr(self.model, TOKENIZER).scout
-        return {
-            "host": type(self.model).__name__,
-            **_settings(self.host, self.model),
-            "weights of the tower": weights_fingerprint(self.host.tower(self.model)),
-            "weights of the scout": None if scout is None else weights_fingerprint(scout),
-        }
+        save_features(file, self.encoded, identity(self.host, self.model), self.origin)
 
     @overload
     def ask(self, question: str, **settings: Any) -> Answer: ...
@@ -224,13 +200,9 @@ def open_video(
     if video is not None:
         reading: dict[str, Any] = {"fps": fps, "start": start, "end": end, "max_frames": max_frames}
         with stage("decode", on_device=False):  # the packets, for when each frame is shown
-            path = _path_of(video)
+            path = path_of(video)
             source = open_source(video if path is None else path, **reading)
-        # As JSON takes them, and not NumPy's numbers.
-        opened.reading = {
-            name: value if value is None or isinstance(value, int) else float(value)
-            for name, value in reading.items()
-        }
+        opened.origin = Origin(reading)
         opened.encoded.fill(source, path, progress)
     return opened
 
@@ -255,64 +227,10 @@ def load_video(
         CheckpointError: for another kind of file. ValueError: for the features of another host,
             tower or video, or a video that is needed and not there.
     """
-    state, about = read(file)
     opened = OpenVideo(model, processor, Encoding() if encoding is None else encoding, 1.0)
-    for name, wanted in opened._identity().items():
-        if about.get(name) != wanted:
-            raise ValueError(
-                f"file: got {file} of {name} {about.get(name)}, wanted {name} {wanted}"
-            )
-    opened.reading = about["reading"]
-    source, path = _unread(state, about), None
-    if video is not None or "patches" not in state:
-        where = about["path"] if video is None else video
-        if where is None:
-            raise ValueError(
-                f"video: got None, wanted {about['source']}, which was in memory: {file} does not "
-                "hold its patches"
-            )
-        source, path = _found(where, state["seconds"].tolist(), about), _path_of(where)
-    base: Any = opened.model
-    opened.encoded.restore(state, source, device_of(base.get_input_embeddings()), path)
+    seen_by = identity(opened.host, opened.model)
+    opened.origin = load_features(file, opened.encoded, seen_by, video)
     return opened
-
-
-def _unread(state: Mapping[str, Tensor], about: Mapping[str, Any]) -> FrameSource:
-    """The source of features that hold all patches; it is not looked for."""
-
-    def read(positions: Indices) -> Iterator[Frames]:
-        raise AssertionError("patches are kept, so no frame is read again")
-
-    return FrameSource(
-        state["seconds"].numpy(), about["source"], about["is_image"], about["frame_count"],
-        about["duration"], read,
-    )  # fmt: skip
-
-
-def _found(where: Any, seconds: list[float], about: Mapping[str, Any]) -> FrameSource:
-    """The source that was seen, at `where` it is now.
-
-    Raises:
-        ValueError: for another one.
-    """
-    path = _path_of(where)
-    source = open_source(where if path is None else path, **about["reading"])
-    if source.seconds.tolist() != seconds:  # as of damaged files, until they are decoded
-        try:
-            for _ in source.read(np.arange(len(source))):
-                pass
-        except SourceChanged as change:
-            source = change.source
-    kind = (about["fingerprint"] or "stream").split()[0]
-    found = _fingerprint(source, path if kind == "path" else None)
-    if source.seconds.tolist() != seconds or found != about["fingerprint"]:
-        raise ValueError(f"video: got {source.source}, wanted {about['source']} as it was seen")
-    return source
-
-
-def _path_of(video: Any) -> Path | None:
-    """Absolute, as a video may be looked at again from another folder; None: it is in memory."""
-    return Path(video).absolute() if isinstance(video, str | PathLike) else None
 
 
 def _check_wrapped(base: nn.Module) -> None:
@@ -320,25 +238,6 @@ def _check_wrapped(base: nn.Module) -> None:
         raise ValueError(
             f"model: got a {type(base).__name__} without BalancedTokenizer; wrap it first"
         )
-
-
-def _settings(host: Any, model: nn.Module) -> dict[str, Any]:
-    """What decides, beside weights, which features a model makes of a frame; as JSON."""
-    config, tower = getattr(model, TOKENIZER).config, host.tower(model)
-    return {
-        "dtype": str(next(tower.parameters()).dtype),
-        "layer of the tower": getattr(tower, "select_layer", None),  # as the LLaVA family says
-        "frame_feature": config.frame_feature,
-        # A scout that is the tower itself has no weights, only a size.
-        "scout": config.scout and json.loads(json.dumps(asdict(config.scout))),
-    }
-
-
-def _fingerprint(source: FrameSource, path: Path | None) -> str:
-    """Of what is at `path` or, without one, of the frames themselves."""
-    if path is None:
-        return f"frames {frames_fingerprint(source)}"
-    return f"path {path_fingerprint(path)}"
 
 
 @torch.inference_mode()

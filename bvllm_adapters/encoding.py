@@ -346,6 +346,11 @@ class EncodedVideo:
         fits = len(self) <= KEEP_FRAMES and len(self) * frame_bytes <= room
         return how == "keep" or (how == "auto" and fits)
 
+    def check_source(self) -> None:
+        """VideoError for a file or folder that is not what it was when it was seen."""
+        if self.source is not None and stamp(self.path) != self._stamp:
+            raise VideoError(_changed(self.source))
+
     def _read_chunks(self, source: FrameSource, progress: Progress | None) -> Iterator[Tensor]:
         new: list[Frames] = []
         for done, frame in enumerate(_decoded(source, np.arange(len(source))), start=1):
@@ -363,15 +368,13 @@ class EncodedVideo:
             for row in rows:
                 yield self.sight.pixels([self._pushed[row]])
             return
-        changed = f"{self.source.source}: has changed, or gone, since it was seen"
-        if stamp(self.path) != self._stamp:
-            raise VideoError(changed)
+        self.check_source()
         first = np.searchsorted(self.repeats.rows, rows)  # rows never decrease
         try:
             for frame in _decoded(self.source, first):
                 yield self.sight.pixels([frame], is_image=self.source.is_image)
         except SourceChanged as change:
-            raise VideoError(changed) from change
+            raise VideoError(_changed(self.source)) from change
 
 
 def _decoded(source: FrameSource, positions: Indices) -> Iterator[Frames]:
@@ -383,6 +386,10 @@ def _decoded(source: FrameSource, positions: Indices) -> Iterator[Frames]:
         if frame is None:
             return
         yield frame
+
+
+def _changed(source: FrameSource) -> str:
+    return f"{source.source}: has changed, or gone, since it was seen"
 
 
 def stamp(path: Path | None) -> list[tuple[str, int, int]] | None:

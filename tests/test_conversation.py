@@ -467,6 +467,31 @@ def test_paths_are_found_from_another_folder(model, processor, tmp_path, monkeyp
         opened.save(Path("not") / "there" / "seen.safetensors")
 
 
+@pytest.mark.parametrize("encoding", [None, AGAIN], ids=["kept", "again"])
+def test_what_was_loaded_is_saved_again(model, processor, tmp_path, encoding):
+    files = [tmp_path / f"{i}.safetensors" for i in range(3)]
+    clip = tmp_path / "clip.mp4"
+    clip.write_bytes(DEMO_VIDEO.read_bytes())
+    opened = bvllm.open_video(model, clip, processor=processor, encoding=encoding)
+    opened.save(files[0])
+    clip = clip.rename(tmp_path / "moved.mp4")
+    bvllm.load_video(model, files[0], clip, processor=processor).save(files[1])
+    again = bvllm.load_video(model, files[1], processor=processor)
+    again.save(files[2])
+    again = bvllm.load_video(model, files[2], processor=processor)
+    assert torch.equal(again.features.cls, opened.features.cls) and again.ask("?")
+    with pytest.raises(ValueError, match=r"wanted .*moved.mp4 as it was seen"):
+        bvllm.load_video(model, files[2], DEMO_VIDEO.parents[2] / BUNNY, processor=processor)
+    if encoding is None:  # the video is not needed any more
+        opened.save(files[0])
+        assert bvllm.load_video(model, files[0], processor=processor).ask("?")
+        with pytest.raises(ValueError, match=r"video: got .*moved.mp4, wanted .*clip.mp4"):
+            bvllm.load_video(model, files[0], clip, processor=processor)
+    else:
+        with pytest.raises(bvllm.VideoError, match=r"clip.mp4: has changed, or gone, since"):
+            opened.save(files[0])
+
+
 def test_features_do_not_need_their_file_once_loaded(model, processor, tmp_path):
     file = tmp_path / "seen.safetensors"
     bvllm.open_video(model, DEMO_VIDEO, processor=processor).save(file)

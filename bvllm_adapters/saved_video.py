@@ -1,0 +1,192 @@
+"""What a model has seen of a video, saved and loaded: it knows its model, and its video again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from bvllm_adapters.device import device_of
+from bvllm_adapters.encoding import EncodedVideo
+from bvllm_adapters.feature_file import (
+    frames_fingerprint,
+    path_fingerprint,
+    read,
+    weights_fingerprint,
+    write,
+)
+from bvllm_adapters.frames import Frames, FrameSource, Indices, SourceChanged, VideoError
+from bvllm_adapters.hosts import TOKENIZER
+from bvllm_adapters.video import open_source
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a video comes from.
+
+    Args:
+        reading: fps, start, end and max_frames that it was read with.
+        path, fingerprint: where it was, and by what it is known; None, None: not known (yet).
+    """
+
+    reading: Mapping[str, Any] = field(default_factory=dict)
+    path: str | None = None
+    fingerprint: str | None = None
+
+
+def settings_of(host: Any, model: nn.Module) -> dict[str, Any]:
+    """What decides, beside weights, which features a model makes of a frame; as JSON."""
+    config, tower = getattr(model, TOKENIZER).config, host.tower(model)
+    return {
+        "dtype": str(next(tower.parameters()).dtype),
+        "layer of the tower": getattr(tower, "select_layer", None),  # as the LLaVA family says
+        "frame_feature": config.frame_feature,
+        # A scout that is the tower itself has no weights, only a size.
+        "scout": config.scout and json.loads(json.dumps(asdict(config.scout))),
+    }
+
+
+def identity(host: Any, model: nn.Module) -> dict[str, Any]:
+    """What features must have been made by for this model to read them; as JSON."""
+    scout = getattr(model, TOKENIZER).scout
+    return {
+        "host": type(model).__name__,
+        **settings_of(host, model),
+        "weights of the tower": weights_fingerprint(host.tower(model)),
+        "weights of the scout": None if scout is None else weights_fingerprint(scout),
+    }
+
+
+def save_features(
+    file: str | Path, encoded: EncodedVideo, seen_by: Mapping[str, Any], origin: Origin
+) -> None:
+    """What has been seen, and all that `load_features` wants to know about it.
+
+    Args:
+        seen_by: the `identity` of the model.
+        origin: of the video, if it was loaded; else only how it was read.
+
+    Raises:
+        ValueError: a scout saw a stream, which cannot be read again.
+        VideoError: the video is needed, and is not what it was when it was seen.
+    """
+    source = encoded.source
+    if source is None and encoded.sight.scout is not None:
+        raise ValueError("video: got a stream seen by a scout, wanted one that can be read")
+    state = encoded.state()
+    origin = _known(encoded, origin, needed="patches" not in state)
+    reading = {  # as JSON takes them, and not NumPy's numbers
+        name: value if value is None or isinstance(value, int) else float(value)
+        for name, value in origin.reading.items()
+    }
+    about = {
+        **asdict(replace(origin, reading=reading)),
+        **seen_by,
+        "source": "stream" if source is None else source.source,
+        "is_image": source is not None and source.is_image,
+        "frame_count": len(encoded) if source is None else source.frame_count,
+        "duration": encoded.seconds[-1] if source is None else source.duration,
+    }
+    write(file, state, about)
+
+
+def _known(encoded: EncodedVideo, origin: Origin, *, needed: bool) -> Origin:
+    """With path and fingerprint; without, of a stream and of what is there no more."""
+    try:
+        encoded.check_source()
+    except VideoError:
+        if needed:
+            raise
+        return Origin(origin.reading)
+    source, path = encoded.source, encoded.path
+    if origin.fingerprint is not None or source is None:
+        return origin
+    return replace(
+        origin,
+        path=None if path is None else str(path),
+        fingerprint=_fingerprint(source, path),
+    )
+
+
+def load_features(
+    file: str | Path, encoded: EncodedVideo, seen_by: Mapping[str, Any], video: Any
+) -> Origin:
+    """Into `encoded`, from what `save_features` wrote.
+
+    Args:
+        seen_by: the `identity` of the model. video: where it is now; None: where it was.
+
+    Raises:
+        CheckpointError, ValueError: see `bvllm_adapters.conversation.load_video`.
+    """
+    state, about = read(file)
+    for name, wanted in seen_by.items():
+        if about.get(name) != wanted:
+            raise ValueError(
+                f"file: got {file} of {name} {about.get(name)}, wanted {name} {wanted}"
+            )
+    origin = Origin(about["reading"], about["path"], about["fingerprint"])
+    source, path = _unread(state, about), None
+    if video is not None or "patches" not in state:
+        where = about["path"] if video is None else video
+        if where is None:
+            raise ValueError(
+                f"video: got None, wanted {about['source']}, which was in memory: {file} does not "
+                "hold its patches"
+            )
+        source, path = _found(where, state["seconds"].tolist(), about), path_of(where)
+        origin = replace(origin, path=None if path is None else str(path))
+    model: Any = encoded.sight.model
+    encoded.restore(state, source, device_of(model.get_input_embeddings()), path)
+    return origin
+
+
+def _unread(state: Mapping[str, Tensor], about: Mapping[str, Any]) -> FrameSource:
+    """The source of features that hold all patches; it is not looked for."""
+
+    def read(positions: Indices) -> Iterator[Frames]:
+        raise AssertionError("patches are kept, so no frame is read again")
+
+    return FrameSource(
+        state["seconds"].numpy(), about["source"], about["is_image"], about["frame_count"],
+        about["duration"], read,
+    )  # fmt: skip
+
+
+def _found(where: Any, seconds: list[float], about: Mapping[str, Any]) -> FrameSource:
+    """The source that was seen, at `where` it is now.
+
+    Raises:
+        ValueError: for another one.
+    """
+    path = path_of(where)
+    source = open_source(where if path is None else path, **about["reading"])
+    if source.seconds.tolist() != seconds:  # as of damaged files, until they are decoded
+        try:
+            for _ in source.read(np.arange(len(source))):
+                pass
+        except SourceChanged as change:
+            source = change.source
+    kind = (about["fingerprint"] or "stream").split()[0]
+    found = _fingerprint(source, path if kind == "path" else None)
+    if source.seconds.tolist() != seconds or found != about["fingerprint"]:
+        raise ValueError(f"video: got {source.source}, wanted {about['source']} as it was seen")
+    return source
+
+
+def path_of(video: Any) -> Path | None:
+    """Absolute, as a video may be looked at again from another folder; None: it is in memory."""
+    return Path(video).absolute() if isinstance(video, str | PathLike) else None
+
+
+def _fingerprint(source: FrameSource, path: Path | None) -> str:
+    """Of what is at `path` or, without one, of the frames themselves."""
+    if path is None:
+        return f"frames {frames_fingerprint(source)}"
+    return f"path {path_fingerprint(path)}"
