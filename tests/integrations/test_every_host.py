@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from tiny_hosts import TINY_HOSTS, llama_vid, native, videollama2, wrap_small
 
 import bvllm_adapters as bvllm
@@ -127,6 +129,11 @@ def test_a_host_whose_weights_are_offloaded_sees_and_answers(make: Any, tmp_path
         opened = bvllm.open_video(model, BUNNY, processor=processor)
         opened.save(folder / "seen.safetensors")
         loaded = bvllm.load_video(model, folder / "seen.safetensors", processor=processor)
+        assert torch.equal(
+            tokens_of(opened, QUESTIONS[0]).tokens, tokens_of(loaded, QUESTIONS[0]).tokens
+        )
+        if offloaded and Version(transformers.__version__) < Version("5.23"):
+            pytest.skip("older transformers, as 5.0, generate where the offloaded weights are")
         said += [opened.ask(QUESTIONS[0], **NEW).text, loaded.ask(QUESTIONS[0], **NEW).text]
     assert len(set(said)) == 1
 
