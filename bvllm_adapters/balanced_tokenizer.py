@@ -152,8 +152,7 @@ class BalancedTokenizer(nn.Module):
             return Selection.single_frame(self.config.num_frames, video.cls.device)
         limit = {}
         if self.config.frame_count != "fixed":
-            most = self.config.max_frames or max_tokens or self.config.most_frames
-            limit = {"max_frames": most}
+            limit = {"max_frames": self.config.frames_within(max_tokens)}
         selection: Selection = self.frame_selector(
             video.cls.to(self.dtype), text, seconds=video.seconds, generator=generator, **limit
         )

@@ -201,6 +201,12 @@ class BalancedTokenizerConfig:
             )
         return most
 
+    def frames_within(self, max_tokens: int | None) -> int:
+        """`most_frames` under this budget in place of the config's; None: under that."""
+        if self.frame_count != "fixed" and self.max_frames is None and max_tokens is not None:
+            return max_tokens
+        return self.most_frames
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -12,13 +12,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from bvllm_adapters.balanced_tokenizer import BalancedTokenizer
 from bvllm_adapters.config import check_count
 from bvllm_adapters.encoding import EncodedVideo, Encoding, Sight
 from bvllm_adapters.features import FrameFeatures
 from bvllm_adapters.first_token import answering
 from bvllm_adapters.frames import Progress
-from bvllm_adapters.hosts import TOKENIZER, base_model, host_of
+from bvllm_adapters.hosts import base_model, host_of, tokenizer_of
 from bvllm_adapters.saved_video import (
     Origin,
     identity,
@@ -46,13 +45,16 @@ class OpenVideo:
     """A video, image or stream as a model has seen it; `open_video` makes it.
 
     Args:
-        model: wrapped or native. processor: of its host. encoding: how frames are encoded.
+        model, processor, encoding: see `open_video`.
         fps: of frames that are pushed without times.
     """
 
-    def __init__(self, model: nn.Module, processor: Any, encoding: Encoding, fps: float) -> None:
+    def __init__(
+        self, model: nn.Module, processor: Any, encoding: Encoding | None, fps: float
+    ) -> None:
         base = base_model(model)
-        _check_wrapped(base)
+        tokenizer_of(base)
+        encoding = Encoding() if encoding is None else encoding
         if not isinstance(encoding, Encoding):
             raise TypeError(f"encoding: got {encoding!r}, wanted an Encoding or None")
         if not 0 < fps < math.inf:
@@ -76,7 +78,6 @@ class OpenVideo:
         return self.encoded.features
 
     def _check_model(self) -> None:
-        _check_wrapped(self.model)
         now = settings_of(self.host, self.model)
         for name, before in self._settings.items():
             if now[name] != before:
@@ -191,12 +192,8 @@ def open_video(
     Raises:
         VideoError: for a video that cannot be read. ValueError: for a model without tokenizer.
     """
-    opened = OpenVideo(
-        model,
-        processor,
-        Encoding() if encoding is None else encoding,
-        1.0 if fps is None or video is not None else fps,
-    )
+    stream_fps = 1.0 if fps is None or video is not None else fps
+    opened = OpenVideo(model, processor, encoding, stream_fps)
     if video is not None:
         reading: dict[str, Any] = {"fps": fps, "start": start, "end": end, "max_frames": max_frames}
         with stage("decode", on_device=False):  # the packets, for when each frame is shown
@@ -227,17 +224,10 @@ def load_video(
         CheckpointError: for another kind of file. ValueError: for the features of another host,
             tower or video, or a video that is needed and not there.
     """
-    opened = OpenVideo(model, processor, Encoding() if encoding is None else encoding, 1.0)
+    opened = OpenVideo(model, processor, encoding, 1.0)
     seen_by = identity(opened.host, opened.model)
     opened.origin = load_features(file, opened.encoded, seen_by, video)
     return opened
-
-
-def _check_wrapped(base: nn.Module) -> None:
-    if not isinstance(getattr(base, TOKENIZER, None), BalancedTokenizer):
-        raise ValueError(
-            f"model: got a {type(base).__name__} without BalancedTokenizer; wrap it first"
-        )
 
 
 @torch.inference_mode()
@@ -330,7 +320,7 @@ def _answers(
         return []
     first = videos[0]
     features = [video.features for video in videos]
-    tokenizer: Any = getattr(first.model, TOKENIZER)
+    tokenizer = tokenizer_of(first.model)
     tokens = tokenizer(features, questions, max_tokens=max_tokens)
     with answering() as at_each_token:
         generate["logits_processor"] = [*(generate.get("logits_processor") or ()), *at_each_token]

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from bvllm_adapters.config import check_count
 from bvllm_adapters.features import FrameFeatures
+from bvllm_adapters.fingerprint import path_stamp
 from bvllm_adapters.frames import (
     Frames,
     FrameSource,
@@ -214,7 +215,7 @@ class EncodedVideo:
             path: of the source, unless that is in memory.
             progress: called with (frames decoded, frames of the source), in another thread.
         """
-        self.path, self._stamp = path, stamp(path)
+        self.path, self._stamp = path, path_stamp(path)
         depth = 0 if len(source) == 1 else self.options.prefetch
         while True:
             self.source = source
@@ -273,7 +274,7 @@ class EncodedVideo:
         self, state: Mapping[str, Tensor], source: FrameSource, device: Any, path: Path | None
     ) -> None:
         """Go on from `state()`; `source` is read where patches were not kept."""
-        self.path, self._stamp = path, stamp(path)
+        self.path, self._stamp = path, path_stamp(path)
         self.source = source
         self._begin()
         self.seconds = state["seconds"].tolist()
@@ -348,7 +349,7 @@ class EncodedVideo:
 
     def check_source(self) -> None:
         """VideoError for a file or folder that is not what it was when it was seen."""
-        if self.source is not None and stamp(self.path) != self._stamp:
+        if self.source is not None and path_stamp(self.path) != self._stamp:
             raise VideoError(_changed(self.source))
 
     def _read_chunks(self, source: FrameSource, progress: Progress | None) -> Iterator[Tensor]:
@@ -390,15 +391,3 @@ def _decoded(source: FrameSource, positions: Indices) -> Iterator[Frames]:
 
 def _changed(source: FrameSource) -> str:
     return f"{source.source}: has changed, or gone, since it was seen"
-
-
-def stamp(path: Path | None) -> list[tuple[str, int, int]] | None:
-    """Name, size and time of a file, or of each in a folder; None if it is not there."""
-    if path is None:
-        return None
-    try:
-        files = sorted(path.iterdir()) if path.is_dir() else [path]
-        found = [(file.name, file.stat()) for file in files]
-    except OSError:
-        return None
-    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in found]

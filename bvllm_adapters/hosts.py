@@ -378,6 +378,16 @@ def base_model(model: nn.Module) -> nn.Module:
     return model
 
 
+def tokenizer_of(base: nn.Module) -> BalancedTokenizer:
+    """That of a model, wrapped or native; ValueError: it has none."""
+    tokenizer = getattr(base, TOKENIZER, None)
+    if not isinstance(tokenizer, BalancedTokenizer):
+        raise ValueError(
+            f"model: got a {type(base).__name__} without BalancedTokenizer; wrap it first"
+        )
+    return tokenizer
+
+
 def save_adapter(model: nn.Module, folder: str | Path) -> None:
     """Write the tokenizer of a model, wrapped or native, and which host it belongs to.
 
@@ -385,12 +395,7 @@ def save_adapter(model: nn.Module, folder: str | Path) -> None:
     came with an adapter, or from training, go into its folder `lora`, in peft's layout.
     """
     base = base_model(model)
-    tokenizer = getattr(base, TOKENIZER, None)
-    if not isinstance(tokenizer, BalancedTokenizer):
-        raise ValueError(
-            f"model: got a {type(base).__name__} without BalancedTokenizer; wrap it first"
-        )
-    tokenizer.save_pretrained(folder)
+    tokenizer_of(base).save_pretrained(folder)
     tuned = bool(lora_layers(base))
     if tuned:
         save_lora(base, Path(folder) / LORA_FOLDER)

@@ -14,15 +14,10 @@ from torch import Tensor, nn
 
 from bvllm_adapters.device import device_of
 from bvllm_adapters.encoding import EncodedVideo
-from bvllm_adapters.feature_file import (
-    frames_fingerprint,
-    path_fingerprint,
-    read,
-    weights_fingerprint,
-    write,
-)
+from bvllm_adapters.feature_file import read, write
+from bvllm_adapters.fingerprint import frames_fingerprint, path_fingerprint, weights_fingerprint
 from bvllm_adapters.frames import Frames, FrameSource, Indices, SourceChanged, VideoError
-from bvllm_adapters.hosts import TOKENIZER
+from bvllm_adapters.hosts import tokenizer_of
 from bvllm_adapters.video import open_source
 
 
@@ -42,7 +37,7 @@ class Origin:
 
 def settings_of(host: Any, model: nn.Module) -> dict[str, Any]:
     """What decides, beside weights, which features a model makes of a frame; as JSON."""
-    config, tower = getattr(model, TOKENIZER).config, host.tower(model)
+    config, tower = tokenizer_of(model).config, host.tower(model)
     return {
         "dtype": str(next(tower.parameters()).dtype),
         "layer of the tower": getattr(tower, "select_layer", None),  # as the LLaVA family says
@@ -54,7 +49,7 @@ def settings_of(host: Any, model: nn.Module) -> dict[str, Any]:
 
 def identity(host: Any, model: nn.Module) -> dict[str, Any]:
     """What features must have been made by for this model to read them; as JSON."""
-    scout = getattr(model, TOKENIZER).scout
+    scout = tokenizer_of(model).scout
     return {
         "host": type(model).__name__,
         **settings_of(host, model),

@@ -25,10 +25,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 import bvllm_adapters as bvllm
 from bvllm_adapters import Encoding
+from bvllm_adapters.bench.shapes import flops_of
 from bvllm_adapters.evaluation.intervals import share
 from bvllm_adapters.needle import Haystack, make_haystack
 from bvllm_qwen2 import HOST
@@ -108,9 +108,7 @@ def ways(demo: Any, scouted: Any) -> dict[str, Way]:
 
 def flops(see: Callable[[Tensor], Any], pixels: Tensor) -> float:
     """For each frame, a multiplication and an addition counted as two."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        see(pixels)
-    return counter.get_total_flops() / len(pixels)
+    return flops_of(lambda: see(pixels))[1] / len(pixels)
 
 
 def kinds(seed: int, frames: int, videos: int) -> dict[str, list[Haystack]]:

@@ -100,7 +100,20 @@ def test_an_adaptive_number_of_frames_is_kept_and_older_files_have_none(tmp_path
     ],
 )
 def test_most_frames(settings, most):
-    assert BalancedTokenizerConfig(**settings).most_frames == most
+    config = BalancedTokenizerConfig(**settings)
+    assert config.most_frames == config.frames_within(None) == most
+
+
+@pytest.mark.parametrize(
+    ("settings", "most"),
+    [
+        ({}, 32),
+        ({"frame_count": "gap", "max_frames": 64, "max_tokens": 512}, 64),
+        ({"frame_count": "mass", "max_tokens": 512}, 7),
+    ],
+)
+def test_frames_within_another_budget(settings, most):
+    assert BalancedTokenizerConfig(**settings).frames_within(7) == most
 
 
 @pytest.mark.parametrize(

@@ -150,12 +150,11 @@ class Counter:
         """Of an answer in which as many frames are chosen as may be, about equally often."""
         config = self.tokenizer.config
         budget = config.max_tokens if max_tokens is None else max_tokens
+        chosen = min(frames, config.frames_within(budget))
         if config.frame_count == "fixed":
-            chosen = min(frames, config.num_frames)
             edges = [i * config.num_frames // chosen for i in range(chosen + 1)]
             choices = [float(end - begin) for begin, end in pairwise(edges)]
         else:
-            chosen = min(frames, config.max_frames or budget or config.most_frames)
             choices = [config.num_frames / chosen] * chosen
         at = [i * frames // chosen for i in range(chosen)]
         (shares,) = prompt_shares([(chosen, config.tokens_per_frame)], [choices], budget)

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from bvllm_adapters.balanced_tokenizer import BalancedTokenizer
 from bvllm_adapters.bench.clips import at_least, whole
 from bvllm_adapters.bench.counted import Counter, Setting, Work
 from bvllm_adapters.bench.rows import TOTAL, Row, rows_of
@@ -24,7 +23,7 @@ from bvllm_adapters.bench.unwrapped import ask_unwrapped, own_way
 from bvllm_adapters.config import check_count
 from bvllm_adapters.conversation import ask
 from bvllm_adapters.encoding import Encoding
-from bvllm_adapters.hosts import TOKENIZER, Wrapped, base_model, host_of, unwrapped
+from bvllm_adapters.hosts import Wrapped, base_model, host_of, tokenizer_of, unwrapped
 from bvllm_adapters.needle import DEMO_VIDEO
 from bvllm_adapters.trace import Trace, ledger, peak_memory, stage
 from bvllm_adapters.video import open_source
@@ -264,10 +263,7 @@ def _checked(
     for length in frames:
         check_count("frames", length)
     base = base_model(model)
-    if not isinstance(getattr(base, TOKENIZER, None), BalancedTokenizer):
-        raise ValueError(
-            f"model: got a {type(base).__name__} without BalancedTokenizer; wrap it first"
-        )
+    tokenizer_of(base)
     return base, sorted(set(frames))
 
 

@@ -63,10 +63,13 @@ def frame_features(
 @st.composite
 def tokenizer_configs(draw: st.DrawFn, /, **fixed: Any) -> BalancedTokenizerConfig:
     """Small configs; `fixed` settings are taken as they are."""
+    least = fixed.get("min_frames", 1)
     settings: dict[str, Any] = {
         "num_frames": draw(st.integers(1, 12)),
         "tokens_per_frame": draw(st.integers(1, 9)),
         "max_tokens": draw(st.none() | budgets(120)),
+        "frame_count": draw(st.sampled_from(["fixed", "gap", "mass"])),
+        "max_frames": draw(st.integers(least, least + 19)),
         "merge_threshold": draw(st.sampled_from([0.5, 0.75, 1.0])),
         "time_encoding": draw(st.booleans()),
         "normalize_cls": draw(st.booleans()),
@@ -78,9 +81,6 @@ def tokenizer_configs(draw: st.DrawFn, /, **fixed: Any) -> BalancedTokenizerConf
         "qformer_heads": 2,
         "qformer_ffn_width": 16,
     }
-    settings["frame_count"] = draw(st.sampled_from(["fixed", "gap", "mass"]))
-    least = fixed.get("min_frames", 1)
-    settings["max_frames"] = draw(st.integers(least, least + 19))
     return BalancedTokenizerConfig(**(settings | fixed))
 
 
