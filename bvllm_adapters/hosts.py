@@ -17,6 +17,7 @@ from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from types import MethodType
 from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
@@ -313,7 +314,7 @@ def unwrap(model: Model) -> Model:
         delattr(base, TOKENIZER)
     else:  # in its place among the modules, which the order of parameters hangs on
         setattr(base, TOKENIZER, _beside_embeddings(replaced, base))
-    base.__class__ = base._bvllm_original  # type: ignore[assignment]  # mypy: not a Wrapped now
+    _become(base, base._bvllm_original)
     return model
 
 
@@ -328,7 +329,17 @@ def install(base: nn.Module, host: Host, tokenizer: BalancedTokenizer) -> None:
     # Kept out of nn.Module's books: it is no part of the wrapped model and not in its state_dict.
     base.__dict__["_bvllm_replaced"] = replaced
     cls: Any = type(base)
-    base.__class__ = _wrapped_class(cls, cast(Any, host))
+    _become(base, _wrapped_class(cls, cast(Any, host)))
+
+
+def _become(base: Any, cls: Any) -> None:
+    """Change the class of a model. accelerate's hooks keep a class's forward on the instance, in
+    whose stead that of the new class must be kept then."""
+    before = type(base)
+    base.__class__ = cls
+    for name in ("forward", "_old_forward"):
+        if getattr(base.__dict__.get(name), "__func__", None) is before.forward:
+            base.__dict__[name] = MethodType(cls.forward, base)
 
 
 @cache

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from bvllm_adapters.bench.shapes import empty, shape_of
+from bvllm_adapters.language_model import cache_name, cache_of
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,11 @@ class Reading:
             positions = empty(1, tokens, dtype=torch.int64)
             output, flops = shape_of(
                 lambda: model(
-                    inputs_embeds=embeds, position_ids=positions,
-                    past_key_values=cache, use_cache=True, **last,
+                    inputs_embeds=embeds, position_ids=positions, use_cache=True,
+                    **{cache_name(model.forward): cache}, **last,
                 )
             )  # fmt: skip
-            return output.past_key_values, flops
+            return cache_of(output), flops
 
         cache, first_two = read(2, None)  # 2 tokens, 4 pairs: those that are masked are counted
         cache, third = read(1, cache)  # 1 token, 3 pairs

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bvllm_adapters.clip import hidden_state
 from bvllm_adapters.device import device_of
 from bvllm_adapters.encoding import encode_pixels
 from bvllm_adapters.features import FrameFeatures, frame_and_patches
@@ -43,11 +44,8 @@ def tower_tokens(model: Any, pixels: Tensor) -> Tensor:
     if hasattr(tower, "tokens"):
         tokens: Tensor = tower.tokens(pixels)
         return tokens
-    weight = next(tower.parameters())
-    pixels = pixels.to(device_of(tower), weight.dtype)
     if hasattr(tower, "select_layer"):  # CLIP's, which gives its patches only
-        states = tower.vision_tower(pixels, output_hidden_states=True).hidden_states
-        tokens = states[tower.select_layer]
-    else:
-        tokens = tower(pixels)
+        return hidden_state(tower.vision_tower, pixels, tower.select_layer)
+    weight = next(tower.parameters())
+    tokens = tower(pixels.to(device_of(tower), weight.dtype))
     return tokens

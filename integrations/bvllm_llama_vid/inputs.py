@@ -102,6 +102,25 @@ def _frames(image: Tensor, place: int, vision_width: int) -> Tensor:
     )
 
 
+def mask_of_words(
+    input_ids: Tensor, attention_mask: Tensor | None, cache: Any, images: Any
+) -> Tensor | None:
+    """The mask of prompts without placeholders, or of further words behind spliced ones: a script's
+    own decoding loop counts ids where the cache counts visual tokens too.
+
+    Raises:
+        ValueError: for placeholders without images.
+    """
+    # A step's one id is not looked at, as looking waits for the device.
+    if images is None and input_ids.shape[1] > 1:
+        count = int(is_placeholder(input_ids).sum())
+        if count:
+            raise ValueError(f"images: got None, wanted one for each of the {count} placeholders")
+    if images is None or cache is None or attention_mask is None:
+        return attention_mask
+    return attention_mask.new_ones(len(input_ids), cache.get_seq_length() + input_ids.shape[1])
+
+
 def splice_as_upstream(
     input_ids: Tensor,
     embed: Callable[[Tensor], Tensor],

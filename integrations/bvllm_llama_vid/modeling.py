@@ -12,8 +12,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import LlamaForCausalLM, LlamaModel, StoppingCriteriaList
+from transformers import LlamaForCausalLM, LlamaModel
 
+from bvllm_llama_vid.calls import Calls, Prompts
 from bvllm_llama_vid.configuration import LlavaConfig, question_vocabulary
 from bvllm_llama_vid.context_attention import (
     add_context_attention,
@@ -22,14 +23,13 @@ from bvllm_llama_vid.context_attention import (
 )
 from bvllm_llama_vid.inputs import (
     VisualRow,
-    aligned_right,
     is_placeholder,
+    mask_of_words,
     splice_as_upstream,
     visual_rows,
 )
 from bvllm_llama_vid.vision_tower import VisionTower
 
-Prompts = Sequence[Sequence[str]]
 Prepared = tuple[Tensor | None, Tensor | None, Any, Tensor | None, Tensor | None]
 
 
@@ -55,7 +55,7 @@ class LlavaAttLlamaModel(LlamaModel):
         return self.vision_tower
 
 
-class LlavaLlamaAttForCausalLM(LlamaForCausalLM):
+class LlavaLlamaAttForCausalLM(Calls, LlamaForCausalLM):
     """Upstream's model: each frame is one token led by the question, and n pooled ones."""
 
     config_class = LlavaConfig
@@ -136,10 +136,7 @@ class LlavaLlamaAttForCausalLM(LlamaForCausalLM):
             images or placeholders what came in, and no embeddings.
         """
         if images is None or not bool(is_placeholder(input_ids).any()):
-            if images is not None and past_key_values is not None and attention_mask is not None:
-                # A script's own decoding loop counts ids, the cache counts visual tokens too.
-                seen = past_key_values.get_seq_length() + input_ids.shape[1]
-                attention_mask = attention_mask.new_ones(len(input_ids), seen)
+            attention_mask = mask_of_words(input_ids, attention_mask, past_key_values, images)
             return input_ids, attention_mask, past_key_values, None, labels
         if prompts is None:
             prompts = getattr(self, "prompts", None)
@@ -189,83 +186,6 @@ class LlavaLlamaAttForCausalLM(LlamaForCausalLM):
                 )
         return visual
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Any = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | Tensor = 0,
-        images: Any = None,
-        prompts: Prompts | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """A LlamaForCausalLM's, with `images` and `prompts` as above; logits are (B, S, V)."""
-        if input_ids is not None and inputs_embeds is None:
-            input_ids, attention_mask, past_key_values, inputs_embeds, labels = (
-                self.prepare_inputs_labels_for_multimodal(
-                    input_ids, attention_mask, past_key_values, labels, images, prompts=prompts
-                )
-            )
-            if inputs_embeds is not None and attention_mask is not None:
-                # From each row's first token on, so that padding before it changes nothing.
-                first = attention_mask.long().argmax(dim=1, keepdim=True)
-                count = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)
-                position_ids = (count - first).clamp_min(0)
-        return super().forward(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            labels=labels,
-            use_cache=use_cache,
-            logits_to_keep=logits_to_keep,
-            **kwargs,
-        )
-
-    @torch.no_grad()
-    def generate(  # type: ignore[override]
-        self, inputs: Tensor | None = None, images: Any = None, prompts: Any = None, **kwargs: Any
-    ) -> Any:
-        """transformers' generate(); returns (B, L + new) ids, the placeholders among them.
-
-        Visual tokens are made once, before the first word; prompts of different lengths are
-        aligned at their ends.
-        """
-        input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
-        if input_ids is None or images is None or not bool(is_placeholder(input_ids).any()):
-            if input_ids is not None:
-                kwargs["input_ids"] = input_ids
-            return super().generate(**kwargs)  # type: ignore[misc]
-        attention_mask = kwargs.pop("attention_mask", None)
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        _, mask, _, embeddings, _ = self.prepare_inputs_labels_for_multimodal(
-            input_ids, attention_mask, None, None, images, prompts=prompts
-        )
-        assert embeddings is not None and mask is not None  # there are placeholders and a mask
-        embeddings, mask = aligned_right(embeddings, mask)
-        if (length := kwargs.pop("max_length", None)) is not None:  # of ids, as upstream counts
-            kwargs.setdefault("max_new_tokens", length - input_ids.shape[1])
-        if (criteria := kwargs.get("stopping_criteria")) is not None:
-            # Upstream's look for a keyword behind the prompt, so they must see the prompt.
-            kwargs["stopping_criteria"] = StoppingCriteriaList(
-                [_BehindPrompt(each, input_ids) for each in criteria]
-            )
-        kwargs |= {"inputs_embeds": embeddings, "attention_mask": mask}
-        out: Any = super().generate(**kwargs)  # type: ignore[misc]
-        new = out if isinstance(out, Tensor) else out.sequences
-        prompt = input_ids.to(new.device).repeat_interleave(len(new) // len(input_ids), dim=0)
-        ids = torch.cat([prompt, new], dim=1)
-        if isinstance(out, Tensor):
-            return ids
-        out.sequences = ids
-        return out
-
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
         """Modifications: a WordPiece vocabulary of the checkpoint's own goes with it."""
         super().save_pretrained(save_directory, **kwargs)
@@ -274,16 +194,3 @@ class LlavaLlamaAttForCausalLM(LlamaForCausalLM):
             target = Path(save_directory) / self.config.mm_qformer_vocab
             if source.resolve() != target.resolve():
                 shutil.copyfile(source, target)
-
-
-class _BehindPrompt:
-    """A stopping criterion that is shown the prompt's ids before the new ones."""
-
-    def __init__(self, criterion: Any, prompt: Tensor) -> None:
-        self.criterion = criterion
-        self.prompt = prompt
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
-        times = len(input_ids) // len(self.prompt)
-        prompt = self.prompt.to(input_ids.device).repeat_interleave(times, dim=0)
-        return self.criterion(torch.cat([prompt, input_ids], dim=1), scores, **kwargs)

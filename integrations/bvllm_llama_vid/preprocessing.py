@@ -55,7 +55,9 @@ class LlamaVidProcessor:
     system: str = SYSTEM
 
     @classmethod
-    def load(cls, folder: Path) -> LlamaVidProcessor:
+    def load(cls, folder: str | Path) -> LlamaVidProcessor:
+        """Of a checkpoint folder."""
+        folder = Path(folder)
         config = read_config(folder)
         return cls(
             tokenizer_of(folder),

@@ -63,13 +63,14 @@ class PromptTokenizer:
         return text
 
     @classmethod
-    def load(cls, folder: Path, config: Any = None) -> PromptTokenizer:
+    def load(cls, folder: str | Path, config: Any = None) -> PromptTokenizer:
         """The one in a checkpoint folder (or in the one folder in it that holds one), with the
         tokens that upstream adds for this config.
 
         Raises:
             CheckpointError: for none, or several.
         """
+        folder = Path(folder)
         found = [folder / "tokenizer.model"]
         if not found[0].is_file():
             found = sorted(folder.glob("*/tokenizer.model"))

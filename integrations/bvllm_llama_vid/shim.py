@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,18 +11,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from transformers import LlamaForCausalLM
 
 from bvllm_adapters.config import BalancedTokenizerConfig
 from bvllm_adapters.device import device_of
 from bvllm_adapters.features import VisualTokens
+from bvllm_adapters.language_model import bare_language_model
 from bvllm_adapters.question import QuestionTokenizer, asked, pad, question_from_prompt
 from bvllm_adapters.splice import splice
-from bvllm_llama_vid.configuration import IMAGE_TOKEN_ID, qformer_sizes, question_vocabulary
+from bvllm_llama_vid.calls import Calls
+from bvllm_llama_vid.configuration import IMAGE_TOKEN_ID, question_vocabulary
 from bvllm_llama_vid.encoding import features_of, look
-from bvllm_llama_vid.inputs import VisualRow, is_placeholder, visual_rows
+from bvllm_llama_vid.inputs import VisualRow, is_placeholder, mask_of_words, visual_rows
 from bvllm_llama_vid.preprocessing import LlamaVidProcessor, tokenizer_of
 from bvllm_llama_vid.prompt_tokenizer import IMAGE_TOKEN
+from bvllm_llama_vid.sizes import live_text_sizes
 
 if TYPE_CHECKING:
     from bvllm_llama_vid.training import LlamaVidTraining
@@ -32,8 +33,12 @@ if TYPE_CHECKING:
 _USER_TURN = re.compile(r"USER:(.*?)ASSISTANT:|\[INST\](.*?)\[/INST\]", re.DOTALL)
 
 
-class Overrides:
-    """Modifications: `prepare_inputs_labels_for_multimodal`."""
+class Overrides(Calls):
+    """Modifications while wrapped:
+    - `prepare_inputs_labels_for_multimodal`: the tokenizer's tokens instead of 1 + n a frame.
+    - `forward`, `generate` and `prepare_inputs_for_generation`: those of our port, which need no
+      images, know the cache by its present name too, and see each video once for all words.
+    """
 
     balanced_tokenizer: Any
     config: Any
@@ -59,9 +64,8 @@ class Overrides:
         """
         model: Any = self
         if images is None or not bool(is_placeholder(input_ids).any()):
-            return super().prepare_inputs_labels_for_multimodal(  # type: ignore[misc]
-                input_ids, attention_mask, past_key_values, labels, images, prompts=prompts
-            )
+            attention_mask = mask_of_words(input_ids, attention_mask, past_key_values, images)
+            return input_ids, attention_mask, past_key_values, None, labels
         if prompts is None:
             prompts = getattr(self, "prompts", None)
         embed = model.get_input_embeddings()
@@ -176,7 +180,7 @@ class LlamaVidHost:
         return LlamaVidTraining(processor)
 
     def config(self, model: Any) -> BalancedTokenizerConfig:
-        sizes = qformer_sizes(model.config)
+        sizes = live_text_sizes(model)
         return BalancedTokenizerConfig(
             vision_width=model.config.mm_hidden_size,
             llm_width=model.config.hidden_size,
@@ -190,6 +194,10 @@ class LlamaVidHost:
 
     def question_tokenizer(self, model: Any, max_length: int) -> QuestionTokenizer:
         """The words of the checkpoint's own Q-Former, so that its weights can be a beginning."""
+        own = getattr(model.get_model(), "vlm_att_tokenlizer", None)
+        if hasattr(own, "get_vocab"):  # upstream's object, whatever its config.json says
+            words: dict[str, int] = own.get_vocab()
+            return QuestionTokenizer(max_length, sorted(words, key=words.__getitem__))
         return QuestionTokenizer(max_length, question_vocabulary(model.config))
 
     def tower(self, model: Any) -> nn.Module:
@@ -231,21 +239,10 @@ class LlamaVidHost:
         )
         if "max_length" not in generate:
             generate.setdefault("max_new_tokens", 128)
-        new = language_model(model).generate(
+        speaker = model if isinstance(model, Calls) else bare_language_model(model)
+        new = speaker.generate(
             inputs_embeds=spliced.inputs_embeds,
             attention_mask=spliced.attention_mask,
             **generate,
         )
         return [processor.tokenizer.decode(row).strip() for row in new]
-
-
-def language_model(model: Any) -> Any:
-    """The Llama in a LLaMA-VID, its modules shared: it takes embeddings and asks for no images,
-    as upstream's own forward does even where there are none."""
-    config = copy.deepcopy(model.config)
-    config.num_hidden_layers = 0  # a shell, into which the layers there are go
-    with torch.device("meta"):
-        llama: Any = LlamaForCausalLM(config)
-    llama.model, llama.lm_head = model.get_model(), model.get_output_embeddings()
-    llama.config, llama.generation_config = model.config, model.generation_config
-    return llama.eval() if not model.training else llama

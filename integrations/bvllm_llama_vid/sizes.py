@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import mode
 from typing import Any
@@ -19,6 +19,7 @@ from bvllm_llama_vid.configuration import (
     TOWER,
     EvaSizes,
     LlavaConfig,
+    QFormerSizes,
     clip_config,
     eva_sizes,
     is_eva,
@@ -47,16 +48,37 @@ def name_sizes(config: LlavaConfig, shapes: Mapping[str, Shape]) -> None:
     known = asdict(eva_sizes(config)) if eva else clip_config(config, check=False).to_dict()
     _name(config, "mm_vision_config", found, known)
 
-    found = agreed(text, TEXT_SIZES)
+    _name(config, "mm_qformer_config", text_sizes(text), asdict(qformer_sizes(config)))
+
+
+def text_sizes(shapes: Mapping[str, Shape]) -> dict[str, int]:
+    """What the weights of the context attention's text encoder say of its sizes."""
+    found = agreed(shapes, TEXT_SIZES)
     if found:
-        layers = found["num_hidden_layers"] = _count(text, "encoder.layer.")
+        layers = found["num_hidden_layers"] = _count(shapes, "encoder.layer.")
         readers = [
             i
             for i in range(layers)
-            if any(name.startswith(f"encoder.layer.{i}.crossattention.") for name in text)
+            if any(name.startswith(f"encoder.layer.{i}.crossattention.") for name in shapes)
         ]
         found["cross_attention_freq"] = readers[1] if len(readers) > 1 else layers
-    _name(config, "mm_qformer_config", found, asdict(qformer_sizes(config)))
+    return found
+
+
+def live_text_sizes(model: Any) -> QFormerSizes:
+    """Sizes of the text encoder in a model, our port's or upstream's, whose config.json need not
+    tell them; as `qformer_sizes` has them where the model has none."""
+    known = qformer_sizes(model.config)
+    encoder = getattr(model.get_model(), "vlm_att_encoder", None)
+    if encoder is None:
+        return known
+    shapes = {
+        name.replace("base_layer.", "").removeprefix("bert."): tuple(weight.shape)
+        for name, weight in encoder.named_parameters()
+    }
+    said = getattr(encoder, "config", None)  # the number of heads shows in no weight
+    heads = getattr(said, "num_attention_heads", known.num_attention_heads)
+    return replace(known, **text_sizes(shapes), num_attention_heads=heads)
 
 
 # Size -> which axis of which weights has it. Several say the same: where they disagree, most are

@@ -63,11 +63,12 @@ def tiny_config(vocab_size: int) -> LlavaConfig:
     return config
 
 
-def write_tiny_checkpoint(folder: Path, seed: int = 0) -> None:
+def write_tiny_checkpoint(folder: str | Path, seed: int = 0) -> None:
     """Weights in two shards with an index, config.json and tokenizer.model; its answers are noise.
 
     torch's global generator is left as it was.
     """
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     pieces = tiny_tokenizer()
     (folder / "tokenizer.model").write_bytes(pieces)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from bvllm_adapters.clip import hidden_state
 from bvllm_adapters.device import device_of
 from bvllm_adapters.eva import build_eva
 from bvllm_adapters.scout import check_pixels
@@ -99,18 +100,8 @@ class ClipEncoder(nn.Module):
         self.depth = select_layer % states
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(T, 3, S, S) -> (T, 1 + P, C).
-
-        The layers are called one by one. output_hidden_states would run them all; and it is
-        gathered by hooks, which a language model around the tower may set a second time, after
-        which the wrong layer would be read.
-        """
-        embedded = self.vision_model.embeddings(pixels, interpolate_pos_encoding=True)
-        hidden: Tensor = self.vision_model.pre_layrnorm(embedded)
-        for layer in self.vision_model.encoder.layers[: self.depth]:
-            out = layer(hidden, None)
-            hidden = out[0] if isinstance(out, tuple) else out
-        return hidden
+        """(T, 3, S, S) -> (T, 1 + P, C)."""
+        return hidden_state(self.vision_model, pixels, self.depth)
 
 
 def build_eva_tower(sizes: EvaSizes) -> nn.Module:

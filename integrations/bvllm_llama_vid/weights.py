@@ -43,7 +43,7 @@ log = logging.getLogger("bvllm_adapters")
 
 
 def load(
-    folder: Path, *, dtype: torch.dtype, base: str | Path | None = None
+    folder: str | Path, *, dtype: torch.dtype, base: str | Path | None = None
 ) -> LlavaLlamaAttForCausalLM:
     """The model of a published folder, in eval mode; the package's README lists the layouts.
 
@@ -54,6 +54,7 @@ def load(
     Raises:
         CheckpointError: files that cannot be read; keys missing, unexpected or misshapen.
     """
+    folder = Path(folder)
     config = read_config(folder)
     base = find_base(folder, base)
     sources = find_sources(folder, base)

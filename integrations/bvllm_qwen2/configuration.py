@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from bvllm_adapters.config import BalancedTokenizerConfig, check_count
+from bvllm_adapters.language_model import CACHE_NAMES
 
 QWEN2_7B: dict[str, Any] = {
     "vocab_size": 152064,
@@ -119,7 +120,7 @@ class BvllmQwen2Config(PreTrainedConfig):
 
     model_type = "bvllm_qwen2"
     sub_configs = {"text_config": Qwen2Config, "vision_config": AutoConfig}  # noqa: RUF012
-    keys_to_ignore_at_inference = ["past_key_values", "attention_mask", "visual_tokens"]  # noqa: RUF012
+    keys_to_ignore_at_inference = [*CACHE_NAMES, "attention_mask", "visual_tokens"]  # noqa: RUF012
 
     def __init__(
         self,

@@ -18,6 +18,7 @@ from bvllm_adapters.device import device_of
 from bvllm_adapters.encoding import encode_pixels
 from bvllm_adapters.features import FrameFeatures, VisualTokens
 from bvllm_adapters.frame_selector import FrameSelector
+from bvllm_adapters.language_model import CACHE_NAMES, cache_name, one_cache
 from bvllm_adapters.spatial_sampler import SpatialSampler
 from bvllm_adapters.splice import PaddingSide, SplicedPrompts, placeholder_rows, splice
 from bvllm_qwen2.configuration import BvllmQwen2Config, EvaVisionConfig
@@ -30,8 +31,8 @@ class BvllmQwen2Output(CausalLMOutputWithPast):
     """A causal language model's output over the spliced prompts, and what was spliced in.
 
     Args:
-        attention_mask: (B, S) of the spliced prompts; to go on from past_key_values, append a
-            one for each new token.
+        attention_mask: (B, S) of the spliced prompts; to go on from their cache, append a one for
+            each new token.
         visual_tokens: of each visual input in reading order, with their provenance.
     """
 
@@ -55,7 +56,7 @@ class BvllmQwen2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _supports_attention_backend = True
     # The tokenizer's stages read each other's parameters; the tower is called as one.
     _no_split_modules = ["VisionTower", "BalancedTokenizer", "Qwen2DecoderLayer"]  # noqa: RUF012
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = list(CACHE_NAMES)
 
     def __init__(self, config: BvllmQwen2Config) -> None:
         super().__init__(config)
@@ -85,6 +86,7 @@ class BvllmQwen2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
         generator: torch.Generator | None = None,
         past_key_values: Any = None,
         return_dict: bool | None = None,
+        cache: Any = None,
         **kwargs: Any,
     ) -> BvllmQwen2Output | tuple[Any, ...]:
         """Logits over the spliced prompts: each placeholder gives way to its visual tokens.
@@ -103,14 +105,15 @@ class BvllmQwen2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
             labels: (B, L) int64, -100 where there is nothing to learn. Never seen by the tokenizer.
             max_tokens: visual tokens per prompt, in place of the tokenizer's own limit.
             generator: source of the selector's noise in training.
-            past_key_values: a cache. Once it holds something, input_ids continue the spliced
-                prompts and attention_mask covers both.
+            past_key_values, cache: two names of one thing. Once it holds something, input_ids
+                continue the spliced prompts and attention_mask covers both.
             kwargs: of Qwen2ForCausalLM, such as use_cache and logits_to_keep.
 
         Raises:
             ValueError: naming the argument, what came and what was wanted.
         """
-        kwargs.update(past_key_values=past_key_values, return_dict=True)
+        cache = one_cache(cache, past_key_values)
+        kwargs |= {cache_name(self.language_model.forward): cache, "return_dict": True}
         tokens: list[VisualTokens] | None = None
         if input_ids is None or not bool(self._is_placeholder(input_ids).any()):
             visual_inputs(
@@ -128,7 +131,7 @@ class BvllmQwen2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 input_ids=input_ids, attention_mask=attention_mask, labels=labels, **kwargs
             )
         else:
-            self._check_continues_nothing(past_key_values, kwargs)
+            self._check_continues_nothing(cache, kwargs)
             tokens = self.visual_tokens(
                 input_ids,
                 attention_mask=attention_mask,
@@ -313,10 +316,10 @@ class BvllmQwen2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def _is_placeholder(self, input_ids: Tensor) -> Tensor:
         return torch.isin(input_ids, torch.tensor(self.placeholders, device=input_ids.device))
 
-    def _check_continues_nothing(self, past_key_values: Any, kwargs: dict[str, Any]) -> None:
-        if past_key_values is not None and past_key_values.get_seq_length():
+    def _check_continues_nothing(self, cache: Any, kwargs: dict[str, Any]) -> None:
+        if cache is not None and cache.get_seq_length():
             raise ValueError(
-                f"past_key_values: got {past_key_values.get_seq_length()} tokens, "
+                f"past_key_values: got {cache.get_seq_length()} tokens, "
                 "wanted none before input_ids with placeholders"
             )
         if kwargs.pop("position_ids", None) is not None:

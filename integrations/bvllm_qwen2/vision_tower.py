@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionModel
 from transformers import initialization as init
 
+from bvllm_adapters.clip import hidden_state
 from bvllm_adapters.config import FrameFeature
 from bvllm_adapters.device import device_of
 from bvllm_adapters.eva import build_eva
@@ -66,9 +67,7 @@ class VisionTower(nn.Module):
         if self.select_layer is None:
             tokens: Tensor = self.encoder.forward_features(pixels)  # type: ignore[operator]
         else:
-            tokens = self.encoder(
-                pixels, output_hidden_states=True, interpolate_pos_encoding=True
-            ).hidden_states[self.select_layer]
+            tokens = hidden_state(self.encoder, pixels, self.select_layer)
         return tokens
 
 

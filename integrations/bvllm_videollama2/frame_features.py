@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bvllm_adapters.clip import has_cls, hidden_state
 from bvllm_adapters.device import device_of
 from bvllm_adapters.encoding import encode_pixels
 from bvllm_adapters.features import FrameFeatures, frame_and_patches
@@ -19,8 +20,6 @@ def look(model: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
     A frame's feature is the CLS token at the host's select layer, or the mean or maximum of its
     patches where the tokenizer's config says so; the mean where the tower has no CLS token.
     """
-    from bvllm_videollama2.vision_tower import has_cls, hidden_state
-
     tower = model.get_vision_tower()
     config = model.balanced_tokenizer.config
     with_cls = has_cls(tower.vision_tower)

@@ -24,6 +24,7 @@ from transformers.conversion_mapping import (
     register_checkpoint_conversion_mapping,
 )
 
+from bvllm_videollama2.calls import Calls
 from bvllm_videollama2.configuration import (
     Videollama2LlamaConfig,
     Videollama2MistralConfig,
@@ -34,8 +35,6 @@ from bvllm_videollama2.experts import apart
 from bvllm_videollama2.inputs import (
     Visual,
     is_text_alone,
-    positions,
-    prompts_to_continue,
     used_images,
     with_visual_tokens,
 )
@@ -54,7 +53,7 @@ Prepared = tuple[Tensor | None, Tensor | None, Any, Tensor | None, Tensor | None
 """input_ids, attention_mask, past_key_values, inputs_embeds, labels; ids or embeddings are None."""
 
 
-class Videollama2MetaForCausalLM(_LanguageModel):
+class Videollama2MetaForCausalLM(Calls, _LanguageModel):
     """What the four families have in common; stands before a ...ForCausalLM of transformers.
 
     Axes: B prompts, L ids of the longest, S length after splicing, D hidden size, N visual tokens.
@@ -148,68 +147,6 @@ class Videollama2MetaForCausalLM(_LanguageModel):
             # training on several devices waits for the gradient of every weight.
             embeds = embeds + sum(video[:0].sum() for video in tokens)
         return None, mask, past_key_values, embeds, labels
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Any = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        use_cache: bool | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        images: Sequence[Visual] | None = None,
-        return_dict: bool | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Logits over the spliced prompts; see `prepare_inputs_labels_for_multimodal`.
-
-        The output's `labels` are those of the spliced prompts. Given position_ids are for prompts
-        without images; spliced prompts are numbered anew.
-        """
-        if inputs_embeds is None and input_ids is not None:
-            input_ids, attention_mask, past_key_values, inputs_embeds, labels = (
-                self.prepare_inputs_labels_for_multimodal(
-                    input_ids, attention_mask, past_key_values, labels, images
-                )
-            )
-            if inputs_embeds is not None:
-                position_ids = positions(attention_mask)
-        outputs: Any = super().forward(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            labels=labels,
-            use_cache=use_cache,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=return_dict,
-            **kwargs,
-        )
-        if not isinstance(outputs, tuple):
-            outputs.labels = labels
-        return outputs
-
-    @torch.no_grad()
-    def generate(  # type: ignore[override]  # upstream's names
-        self,
-        inputs: Tensor | None = None,
-        images: Sequence[Visual] | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """New tokens only, behind prompts that may be padded on either side.
-
-        Args:
-            inputs: (B, L) ids. images: see `prepare_inputs_labels_for_multimodal`.
-            kwargs: of transformers' generate, such as attention_mask and max_new_tokens.
-        """
-        return super().generate(  # type: ignore[misc]
-            **prompts_to_continue(self, inputs, images, kwargs)
-        )
 
     def save_pretrained(  # type: ignore[override]
         self, save_directory: Any, **kwargs: Any

@@ -84,7 +84,7 @@ def _square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
     return square
 
 
-def image_processor_for(config: Any, folder: Path | None = None) -> Any:
+def image_processor_for(config: Any, folder: str | Path | None = None) -> Any:
     """Image processor of a tower: from its folder's preprocessor_config.json or its sizes.
 
     The PIL variant is used, whose pixels are upstream's, with or without torchvision.
@@ -93,7 +93,7 @@ def image_processor_for(config: Any, folder: Path | None = None) -> Any:
     name = f"{family}ImageProcessor"
     # transformers 5.0 had ...Fast beside this name, later ones have ...Pil.
     cls = getattr(transformers, f"{name}Pil", None) or getattr(transformers, name)
-    if folder is not None and (folder / "preprocessor_config.json").is_file():
+    if folder is not None and (Path(folder) / "preprocessor_config.json").is_file():
         return cls.from_pretrained(folder)
     square = {"height": config.image_size, "width": config.image_size}
     if family == "Siglip":
@@ -118,10 +118,11 @@ class Videollama2Processor:
         self.system = SYSTEM if model_type in WITH_SYSTEM else None
 
     @classmethod
-    def from_folder(cls, folder: Path) -> Videollama2Processor:
+    def from_folder(cls, folder: str | Path) -> Videollama2Processor:
         """Of a checkpoint folder; the tower's folder is looked for as when loading."""
         from bvllm_videollama2.configuration import tower_config, tower_folder
 
+        folder = Path(folder)
         fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         config: Any = transformers.PreTrainedConfig()
         config.mm_vision_tower = fields["mm_vision_tower"]

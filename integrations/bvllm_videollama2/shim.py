@@ -11,17 +11,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from bvllm_adapters.clip import has_cls
 from bvllm_adapters.config import BalancedTokenizerConfig
 from bvllm_adapters.device import device_of
 from bvllm_adapters.features import VisualTokens
+from bvllm_adapters.language_model import bare_language_model
 from bvllm_adapters.question import QuestionTokenizer, asked, pad
 from bvllm_adapters.splice import placeholder_rows, splice
+from bvllm_videollama2.calls import Calls
 from bvllm_videollama2.frame_features import frame_features, frames_of, look
 from bvllm_videollama2.inputs import (
     PLACEHOLDERS,
     Visual,
     is_text_alone,
-    prompts_to_continue,
     used_images,
     with_visual_tokens,
 )
@@ -42,10 +44,11 @@ _QFORMER = {
 }
 
 
-class Overrides:
+class Overrides(Calls):
     """Modifications while wrapped:
     - `prepare_inputs_labels_for_multimodal`: the tokenizer's tokens instead of the projector's.
-    - `generate`: batches of unequal length are padded on the left.
+    - `forward`, `generate` and `prepare_inputs_for_generation`: those of our port, which know the
+      cache by its present name too, and pad batches of unequal length on the left.
     """
 
     def prepare_inputs_labels_for_multimodal(
@@ -66,9 +69,7 @@ class Overrides:
         Args and returns: as the model's own method of this name.
         """
         if self.get_vision_tower() is None or is_text_alone(input_ids, images):
-            return super().prepare_inputs_labels_for_multimodal(  # type: ignore[misc]
-                input_ids, attention_mask, past_key_values, labels, images
-            )
+            return input_ids, attention_mask, past_key_values, None, labels
         assert images is not None
         used = used_images(input_ids, attention_mask, len(images))
         rows = placeholder_rows(input_ids, PLACEHOLDERS, attention_mask)
@@ -93,21 +94,6 @@ class Overrides:
                 p.reshape(-1)[:0].sum() for p in self.balanced_tokenizer.parameters()
             )
         return None, attention_mask, past_key_values, embeds, labels
-
-    @torch.no_grad()
-    def generate(
-        self: Any,
-        inputs: Tensor | None = None,
-        images: Sequence[Visual] | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Modifications:
-        - Prompts of a batch are padded on the left, whatever side they came padded on.
-        - `inputs_embeds` may be given instead of `inputs`.
-        """
-        from transformers import GenerationMixin
-
-        return GenerationMixin.generate(self, **prompts_to_continue(self, inputs, images, kwargs))
 
 
 class Videollama2Host:
@@ -141,8 +127,6 @@ class Videollama2Host:
 
         config.json's `mm_qformer_config` and `mm_qformer_vocab` give other Q-Formers.
         """
-        from bvllm_videollama2.vision_tower import has_cls
-
         tower = model.get_vision_tower()
         if tower is None:
             raise ValueError("model: got a language model alone, wanted one with a vision tower")
@@ -188,8 +172,6 @@ class Videollama2Host:
         **generate: Any,
     ) -> list[str]:
         """In upstream's prompt; greedy unless told otherwise."""
-        from transformers import GenerationMixin
-
         embed = model.get_input_embeddings()
         prompts = [
             processor.ids(processor.prompt(question, "video"), "video")[0] for question in questions
@@ -204,9 +186,9 @@ class Videollama2Host:
             padding_side="left",
         )
         settings = processor.settings(model) | generate
-        # Not the model's own generate(): upstream's takes no embeddings.
-        new = GenerationMixin.generate(
-            model,
+        # Not an unwrapped object's own generate(): upstream's takes no embeddings.
+        speaker = model if isinstance(model, Calls) else bare_language_model(model)
+        new = speaker.generate(
             inputs_embeds=spliced.inputs_embeds,
             attention_mask=spliced.attention_mask,
             **settings,

@@ -75,7 +75,7 @@ def tiny_model(
     return made
 
 
-def tiny_checkpoint(folder: Path, **model: Any) -> Videollama2MetaForCausalLM:
+def tiny_checkpoint(folder: str | Path, **model: Any) -> Videollama2MetaForCausalLM:
     """Write a tiny model into a folder as checkpoints are published, with its tokenizer.
 
     Its words are English and its answers nonsense. Args: see `tiny_model`.

@@ -46,7 +46,7 @@ _LEFTOVER = re.compile(
 
 
 def load(
-    folder: Path, *, dtype: torch.dtype, base: str | Path | None = None
+    folder: str | Path, *, dtype: torch.dtype, base: str | Path | None = None
 ) -> Videollama2MetaForCausalLM:
     """The model of a published checkpoint folder, complete or an error.
 
@@ -59,6 +59,7 @@ def load(
     Raises:
         ValueError: naming the file and the keys that are missing, unexpected or misshapen.
     """
+    folder = Path(folder)
     lora = _first(folder, ("adapter_config.json",))
     projector = None if lora else _first(folder, PROJECTOR_FILES)
     if projector and has_weights(folder):

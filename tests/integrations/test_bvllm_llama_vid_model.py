@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from bvllm_adapters.language_model import CACHE_NAMES, cache_of
 from bvllm_llama_vid import HOST, LlavaLlamaAttForCausalLM
 from bvllm_llama_vid.context_attention import pool_patches
 from bvllm_llama_vid.tiny import tiny_config
@@ -295,7 +296,8 @@ def test_max_length_counts_ids_as_upstream_does(model: Any, pixels: Tensor) -> N
 
 
 @torch.no_grad()
-def test_a_script_can_decode_by_itself(model: Any, pixels: Tensor) -> None:
+@pytest.mark.parametrize("cache", CACHE_NAMES)
+def test_a_script_can_decode_by_itself(model: Any, pixels: Tensor, cache: str) -> None:
     """One id at a time with `images` passed on, as upstream's generate() does."""
     given = {"images": [pixels], "prompts": [[FIRST]]}
     mask = torch.ones_like(VIDEO[None])
@@ -304,9 +306,9 @@ def test_a_script_can_decode_by_itself(model: Any, pixels: Tensor) -> None:
     second = model(
         input_ids=word,
         attention_mask=torch.ones(1, len(VIDEO) + 1),
-        past_key_values=first.past_key_values,
         use_cache=True,
         **given,
+        **{cache: cache_of(first)},
     )
     whole = model(input_ids=torch.cat([VIDEO[None], word], dim=1), **given)
     torch.testing.assert_close(second.logits[:, -1], whole.logits[:, -1], atol=1e-4, rtol=1e-4)

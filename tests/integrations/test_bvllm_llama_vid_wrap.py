@@ -14,19 +14,23 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import (
+    BertConfig,
+    BertTokenizer,
     CLIPVisionConfig,
     CLIPVisionModel,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaModel,
 )
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 import bvllm_adapters as bvllm
 from bvllm_adapters.checkpoint import CheckpointError
-from bvllm_adapters.question import asking
+from bvllm_adapters.language_model import bare_language_model
+from bvllm_adapters.question import VOCABULARY, asking
 from bvllm_llama_vid import HOST, frame_indices
 from bvllm_llama_vid.encoding import features_of
-from bvllm_llama_vid.shim import language_model, read_question
+from bvllm_llama_vid.shim import read_question
 from bvllm_llama_vid.tiny import write_tiny_checkpoint
 
 NAME = "bvllm_llama_vid:HOST"
@@ -331,7 +335,7 @@ def test_images_are_made_square_and_videos_are_not(folder: Path, loaded: Any) ->
 
 
 def test_the_shell_around_the_language_model_shares_it(loaded: Any) -> None:
-    shell = language_model(loaded)
+    shell = bare_language_model(loaded)
     assert shell.model is loaded.get_model() and shell.lm_head is loaded.lm_head
     assert loaded.config.num_hidden_layers == 2
     ids = torch.tensor([[1, 50, 60]])
@@ -357,7 +361,7 @@ def test_frame_indices_never_stand_still() -> None:
     assert frame_indices(0.4, 3).tolist() == [0, 1, 2]
 
 
-# A live object of upstream's: the names it has, and no more than they need.
+# A live object of upstream's: the names it has, what it is made of, and no more than they need.
 class UpstreamTower(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -382,18 +386,24 @@ class UpstreamEvaTower(nn.Module):
 
 
 class UpstreamModel(LlamaModel):
-    def __init__(self, config: LlamaConfig, tower: nn.Module) -> None:
+    def __init__(
+        self, config: LlamaConfig, tower: nn.Module, encoder: nn.Module, words: Any
+    ) -> None:
         super().__init__(config)
-        self.vision_tower = tower
+        self.vision_tower, self.vlm_att_encoder, self.vlm_att_tokenlizer = tower, encoder, words
 
     def get_vision_tower(self) -> nn.Module:
         return self.vision_tower
 
 
 class LlavaLlamaAttForCausalLM(LlamaForCausalLM):
-    def __init__(self, config: LlamaConfig, tower: nn.Module) -> None:
+    """As upstream's, its forward fails without images, takes no argument that it does not know, and
+    knows the cache by its former name; its generate() is transformers', which hands it the images
+    at each step."""
+
+    def __init__(self, config: LlamaConfig, *parts: Any) -> None:
         super().__init__(config)
-        self.model = UpstreamModel(config, tower)
+        self.model = UpstreamModel(config, *parts)
 
     def get_model(self) -> Any:
         return self.model
@@ -409,61 +419,148 @@ class LlavaLlamaAttForCausalLM(LlamaForCausalLM):
     ) -> Any:
         return ids, mask, cache, None, labels  # its own two tokens a frame do not matter here
 
-    def forward(
-        self, input_ids: Any = None, images: Any = None, prompts: Any = None, **kwargs: Any
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        past_key_values: Any = None,
+        inputs_embeds: Any = None,
+        labels: Any = None,
+        use_cache: Any = None,
+        output_attentions: Any = None,
+        output_hidden_states: Any = None,
+        images: Any = None,
+        prompts: Any = None,
+        return_dict: Any = None,
     ) -> Any:
-        _ = images[0]  # upstream's fails here without images
+        images[0] = images[0].to(self.device)  # upstream's fails here without images
         ids, mask, _, inputs_embeds, _ = self.prepare_inputs_labels_for_multimodal(
-            input_ids, kwargs.get("attention_mask"), None, None, images, prompts=prompts
+            input_ids, attention_mask, None, None, images, prompts=prompts
         )
         hidden = self.model(input_ids=ids, attention_mask=mask, inputs_embeds=inputs_embeds)[0]
-        return self.lm_head(hidden)
+        return CausalLMOutputWithPast(logits=self.lm_head(hidden))
+
+    def prepare_inputs_for_generation(  # type: ignore[override]
+        self,
+        input_ids: Any,
+        past_key_values: Any = None,
+        attention_mask: Any = None,
+        inputs_embeds: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        return {
+            "input_ids": input_ids[:, -1:] if past_key_values else input_ids,
+            "past_key_values": past_key_values,
+            "use_cache": kwargs.get("use_cache"),
+            "attention_mask": attention_mask,
+            "images": kwargs.get("images"),
+        }
 
 
-def upstream(folder: Path, tower: nn.Module) -> Any:
-    config = LlamaConfig(
-        vocab_size=320,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-    )
-    for name, value in {
-        "mm_hidden_size": 48,
-        "bert_type": "qformer_pretrain",
-        "mm_qformer_config": {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4},
-    }.items():
-        setattr(config, name, value)
-    torch.manual_seed(0)
-    model = LlavaLlamaAttForCausalLM(config, tower).eval()
-    model.config._name_or_path = str(folder)
-    return model
+@pytest.fixture(scope="module")
+def live(folder: Path, loaded: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Makes a live object of the same checkpoint as `loaded`, whose config.json says nothing of the
+    Q-Former's sizes: upstream's are bert-base's in any case."""
+    bert = tmp_path_factory.mktemp("bert-base-uncased")
+    shutil.copy(VOCABULARY, bert / "vocab.txt")
+    words = BertTokenizer.from_pretrained(bert)
+    words.add_special_tokens({"bos_token": "[DEC]"})
+
+    def make(kind: str) -> Any:
+        eva = copy.deepcopy(loaded.get_vision_tower().vision_tower)
+        config = LlamaConfig(
+            vocab_size=320, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+            num_attention_heads=4, mm_hidden_size=48, bert_type="qformer_pretrain",
+        )  # fmt: skip
+        encoder = copy.deepcopy(loaded.get_model().vlm_att_encoder)
+        encoder.config = BertConfig(num_attention_heads=4)
+        torch.manual_seed(0)
+        tower = UpstreamTower() if kind == "clip" else UpstreamEvaTower(eva)
+        model = LlavaLlamaAttForCausalLM(config, tower, encoder, words).eval()
+        model.config._name_or_path = str(folder)
+        return model
+
+    return make
 
 
 @pytest.mark.parametrize("kind", ["clip", "eva"])
-def test_a_live_upstream_model(folder: Path, processor: Any, loaded: Any, kind: str) -> None:
-    eva = loaded.get_vision_tower().vision_tower
-    tower = UpstreamTower() if kind == "clip" else UpstreamEvaTower(copy.deepcopy(eva))
-    model = upstream(folder, tower)
+def test_a_live_upstream_model(live: Any, processor: Any, kind: str) -> None:
+    model = live(kind)
     ids = ids_of(processor, FIRST)
     with torch.no_grad():
-        before = model(input_ids=ids.clamp_min(0), images=[VIDEO])
+        before = model(input_ids=ids.clamp_min(0), images=[VIDEO]).logits
         put_on(model)
-        out = model(input_ids=ids, images=[VIDEO], prompts=[[FIRST]])
+        out = model(input_ids=ids, images=[VIDEO], prompts=[[FIRST]]).logits
         assert ids.shape[1] - 1 < out.shape[1] <= ids.shape[1] - 1 + BUDGET
-        assert torch.equal(model(input_ids=ids, images=[VIDEO]), out)  # read from the ids
+        assert torch.equal(model(input_ids=ids, images=[VIDEO]).logits, out)  # read from the ids
         model.update_prompt([[SECOND]])
-        assert not torch.equal(model(input_ids=ids, images=[VIDEO]), out)
+        assert not torch.equal(model(input_ids=ids, images=[VIDEO]).logits, out)
         model.update_prompt(None)
         pixels = np.random.default_rng(0).integers(0, 256, (5, 56, 56, 3), dtype=np.uint8)
         answer = bvllm.ask(model, pixels, FIRST, processor=processor, max_new_tokens=3)
         assert answer.trace.num_tokens <= BUDGET
         bvllm.unwrap(model)
-        assert torch.equal(model(input_ids=ids.clamp_min(0), images=[VIDEO]), before)
+        assert torch.equal(model(input_ids=ids.clamp_min(0), images=[VIDEO]).logits, before)
 
 
-def test_a_clips_frame_is_its_cls_token(folder: Path, processor: Any) -> None:
-    model = put_on(upstream(folder, UpstreamTower()))
+@torch.no_grad()
+def test_a_live_model_generates_as_scripts_of_upstreams_ask_it_to(
+    live: Any, processor: Any
+) -> None:
+    """generate(ids, images=...) sees the video once, and gives each word its whole context."""
+    model, ids = put_on(live("eva")), ids_of(processor, FIRST)
+    seen: list[int] = []
+    tower = model.get_vision_tower()
+    hook = tower.register_forward_hook(lambda m, inputs, out: seen.append(len(out)))
+    model.update_prompt([[FIRST]])
+    new = model.generate(ids, images=[VIDEO], do_sample=False, max_new_tokens=5, eos_token_id=None)
+    hook.remove()
+    assert sum(seen) == len(VIDEO)
+    assert torch.equal(new[:, : ids.shape[1]], ids) and new.shape[1] == ids.shape[1] + 5
+    spliced = embeddings(model, ids, [VIDEO])
+    for word in new[0, ids.shape[1] :]:
+        assert model(inputs_embeds=spliced).logits[0, -1].argmax() == word
+        spliced = torch.cat([spliced, model.get_input_embeddings()(word[None, None])], dim=1)
+
+
+@torch.no_grad()
+def test_a_live_model_that_was_asked_for_its_hidden_states_answers_as_before(
+    live: Any, processor: Any
+) -> None:
+    """transformers sets its hooks anew then, on the CLIP inside too."""
+    model = put_on(live("clip"))
+    call = {"input_ids": ids_of(processor, FIRST), "images": [VIDEO], "prompts": [[FIRST]]}
+    before = model(**call).logits
+    model(**call, output_hidden_states=True)
+    assert torch.equal(model(**call).logits, before)
+
+
+@torch.no_grad()
+def test_a_live_model_takes_text_alone(live: Any) -> None:
+    model, ids = put_on(live("clip")), torch.tensor([[1, 50, 60, 70]])
+    with_images = model(input_ids=ids, images=[VIDEO]).logits
+    assert torch.equal(model(input_ids=ids).logits, with_images)
+    said = model.generate(ids, max_new_tokens=3, do_sample=False, eos_token_id=None)
+    assert said.shape == (1, 7) and said[0, 4] == with_images[0, -1].argmax()
+    with pytest.raises(ValueError, match="images: got None, wanted one for each of the 1 place"):
+        model(input_ids=torch.tensor([[1, -200, 60]]))
+
+
+def test_a_live_model_gets_the_tokenizer_that_its_port_gets(live: Any, loaded: Any) -> None:
+    assert HOST.config(live("eva")) == HOST.config(loaded)
+    model = bvllm.wrap(live("eva"), max_tokens=BUDGET)
+    port = bvllm.wrap(copy.deepcopy(loaded), max_tokens=BUDGET, host=NAME)
+    shapes = [
+        {name: tensor.shape for name, tensor in wrapped.balanced_tokenizer.state_dict().items()}
+        for wrapped in (model, port)
+    ]
+    assert shapes[0] == shapes[1]
+    read = [wrapped.balanced_tokenizer.question_tokenizer(FIRST) for wrapped in (model, port)]
+    assert torch.equal(*read)
+
+
+def test_a_clips_frame_is_its_cls_token(live: Any, processor: Any) -> None:
+    model = put_on(live("clip"))
     tower: Any = model.get_vision_tower()
     with torch.no_grad():
         states = tower.vision_tower(VIDEO, output_hidden_states=True).hidden_states[-2]

@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from bvllm_adapters.language_model import CACHE_NAMES, cache_of
+
 USER = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 PROMPTS: list[tuple[str, list[str], list[str]]] = [
     # text, its videos, its images
@@ -137,7 +139,8 @@ def test_greedy_generation_is_what_forward_says(tiny_qwen2: Any, noise: Any) -> 
 
 
 @torch.no_grad()
-def test_a_cache_goes_on_from_a_ragged_batch(tiny_qwen2: Any, noise: Any) -> None:
+@pytest.mark.parametrize("cache", CACHE_NAMES)
+def test_a_cache_goes_on_from_a_ragged_batch(tiny_qwen2: Any, noise: Any, cache: str) -> None:
     model, processor = tiny_qwen2
     inputs = batch(processor, noise, padding_side="left")
     generated = model.generate(**inputs, max_new_tokens=6, do_sample=False)
@@ -148,7 +151,7 @@ def test_a_cache_goes_on_from_a_ragged_batch(tiny_qwen2: Any, noise: Any) -> Non
         token = out.logits[:, -1].argmax(dim=1, keepdim=True)
         found.append(token)
         mask = torch.cat([mask, torch.ones_like(token)], dim=1)
-        out = model(token, attention_mask=mask, past_key_values=out.past_key_values)
+        out = model(token, attention_mask=mask, **{cache: cache_of(out)})
     assert torch.cat(found, dim=1).tolist() == generated.tolist()
 
 
@@ -368,7 +371,7 @@ def test_pixels_without_placeholder_are_refused(tiny_qwen2: Any, noise: Any) -> 
 def test_a_placeholder_behind_a_cache_is_refused(tiny_qwen2: Any, noise: Any) -> None:
     model, processor = tiny_qwen2
     inputs = batch(processor, noise, [0])
-    cache = model(**inputs, use_cache=True).past_key_values
+    cache = cache_of(model(**inputs, use_cache=True))
     length = cache.get_seq_length()
     with pytest.raises(ValueError, match=f"past_key_values: got {length} tokens, wanted none"):
         model(**inputs, past_key_values=cache)

@@ -1,0 +1,82 @@
+"""What differs between transformers' versions about the language models that a host is made of.
+
+transformers 5.24 renamed the cache of keys and values: an argument and a field of outputs that
+were `past_key_values` are `cache` since. The former name warns there, and is to be gone in 5.40.
+Models written for either name are about, and one that knows the other name loses the cache
+silently where it takes any keyword. All of this package asks here.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+CACHE_NAMES = ("cache", "past_key_values")
+
+
+def cache_name(function: Callable[..., Any]) -> str:
+    """What a forward, or another function of a language model, calls the cache.
+
+    Where its signature says neither, as a wrapper's that hands on all it gets: transformers' own.
+    """
+    named = inspect.signature(function).parameters
+    return next((name for name in CACHE_NAMES if name in named), cache_field())
+
+
+def cache_field() -> str:
+    """What the outputs of the installed transformers call it."""
+    from transformers.modeling_outputs import CausalLMOutputWithPast
+
+    return next(name for name in CACHE_NAMES if name in CausalLMOutputWithPast.__dataclass_fields__)
+
+
+def cache_of(output: Any) -> Any:
+    """The cache in a language model's output; None if it holds none."""
+    return getattr(output, cache_field(), None)
+
+
+def one_cache(cache: Any, past_key_values: Any) -> Any:
+    """The cache that came, under either name.
+
+    Raises:
+        ValueError: two caches came.
+    """
+    if cache is not None and past_key_values is not None and cache is not past_key_values:
+        raise ValueError("cache: got it beside past_key_values, wanted one of them")
+    return past_key_values if cache is None else cache
+
+
+def language_class(model: Any) -> Any:
+    """The ...ForCausalLM of transformers that a model derives from.
+
+    Its methods are called where those of a class between belong to another transformers.
+
+    Raises:
+        ValueError: it derives from none.
+    """
+    for cls in type(model).__mro__:
+        if cls.__module__.startswith("transformers.models."):
+            return cls
+    raise ValueError(
+        f"model: got a {type(model).__name__}, wanted one that derives from a class of transformers"
+    )
+
+
+def bare_language_model(model: Any) -> Any:
+    """The ...ForCausalLM of transformers in a model that derives from it, its modules shared.
+
+    It takes embeddings and asks for no images, whatever the methods of the model itself do.
+    """
+    cls = language_class(model)
+    config = copy.deepcopy(model.config)
+    config.num_hidden_layers = 0  # a shell, into which the layers there are go
+    with torch.device("meta"):
+        shell: Any = cls(config)
+    shell.model, shell.lm_head = model.get_model(), model.get_output_embeddings()
+    shell.config, shell.generation_config = model.config, model.generation_config
+    shell.training = model.training  # its own flag: the modules have theirs
+    return shell

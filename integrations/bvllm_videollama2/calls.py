@@ -1,0 +1,97 @@
+"""forward and generate in upstream's calling convention, whichever transformers is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bvllm_adapters.language_model import cache_name, language_class, one_cache
+from bvllm_videollama2.inputs import Visual, positions, prompts_to_continue
+
+
+class Calls:
+    """What our port and any wrapped model are called by; it knows its prompts' visual tokens by
+    `prepare_inputs_labels_for_multimodal`.
+
+    The methods of transformers' language model are called by its class, past those that upstream's
+    own object has between: upstream's take the cache by a former name and lose it by today's, so
+    that every generated word but the first would be read without what stands before it.
+    """
+
+    def forward(
+        self: Any,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        images: Sequence[Visual] | None = None,
+        return_dict: bool | None = None,
+        *,
+        cache: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Logits over the spliced prompts; see `prepare_inputs_labels_for_multimodal`.
+
+        The output's `labels` are those of the spliced prompts. Given position_ids are for prompts
+        without images; spliced prompts are numbered anew. The cache may come under either name.
+        """
+        cache = one_cache(cache, past_key_values)
+        if inputs_embeds is None and input_ids is not None:
+            input_ids, attention_mask, cache, inputs_embeds, labels = (
+                self.prepare_inputs_labels_for_multimodal(
+                    input_ids, attention_mask, cache, labels, images
+                )
+            )
+            if inputs_embeds is not None:
+                position_ids = positions(attention_mask)
+        language_model = language_class(self)
+        kwargs[cache_name(language_model.forward)] = cache
+        outputs: Any = language_model.forward(
+            self,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            labels=labels,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=return_dict,
+            **kwargs,
+        )
+        if not isinstance(outputs, tuple):
+            outputs.labels = labels
+        return outputs
+
+    @torch.no_grad()
+    def generate(
+        self: Any,
+        inputs: Tensor | None = None,
+        images: Sequence[Visual] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """New tokens only, behind prompts that may be padded on either side.
+
+        Args:
+            inputs: (B, L) ids. images: see `prepare_inputs_labels_for_multimodal`.
+            kwargs: of transformers' generate, such as attention_mask and max_new_tokens.
+        """
+        return language_class(self).generate(
+            self, **prompts_to_continue(self, inputs, images, kwargs)
+        )
+
+    def prepare_inputs_for_generation(
+        self: Any, input_ids: Tensor, *, inputs_embeds: Tensor | None = None, **kwargs: Any
+    ) -> Any:
+        """transformers' own. It is asked whether it takes embeddings, so they have a name here."""
+        return language_class(self).prepare_inputs_for_generation(
+            self, input_ids, inputs_embeds=inputs_embeds, **kwargs
+        )
