@@ -95,7 +95,13 @@ def open_video(path: Path, threads: int = THREADS) -> Iterator[tuple[InputContai
             raise VideoError(f"{path}: no video stream")
         stream = streams[0]
         stream.thread_type, stream.thread_count = "AUTO", threads
-        yield container, stream
+        try:
+            yield container, stream
+        finally:
+            # Ends what the decoder's threads are at. PyAV frees a decoder without letting go of
+            # Python's lock, for which a thread that logs waits, as it does where somebody, such as
+            # torchvision, has set PyAV's log level: then none would ever go on.
+            stream.codec_context.flush_buffers()
 
 
 def packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[VideoStream]]:

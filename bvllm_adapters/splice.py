@@ -122,6 +122,6 @@ def _is_placeholder(
 
 
 def _pad(rows: Sequence[Tensor], value: float, side: PaddingSide) -> Tensor:
-    return torch.nn.utils.rnn.pad_sequence(
-        list(rows), batch_first=True, padding_value=value, padding_side=side
-    )
+    if side == "left":  # torch compiles and counts its own `padding_side` only in later versions
+        return _pad([row.flip(0) for row in rows], value, "right").flip(1)
+    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=value)

@@ -364,7 +364,7 @@ def test_another_host_is_refused(model, processor, video, tmp_path):
     about = json.loads(metadata["about"])
     assert about["source"] == video.source and about["host"] == type(model).__name__
     metadata["about"] = json.dumps(about | {"host": "LlavaLlamaAttForCausalLM"})
-    save_file(load_file(file), file, metadata)
+    save_file({name: tensor.clone() for name, tensor in load_file(file).items()}, file, metadata)
     with pytest.raises(ValueError, match="of host LlavaLlamaAttForCausalLM, wanted host Bvllm"):
         bvllm.load_video(model, file, processor=processor)
 

@@ -6,9 +6,9 @@ import re
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 import bvllm_adapters as bvllm
+from bvllm_adapters.bench.shapes import flops_of
 from bvllm_adapters.cli import main
 from bvllm_adapters.evaluation.methods import METHODS
 from bvllm_adapters.hosts import find_host
@@ -91,9 +91,7 @@ def test_its_scout_saves_three_quarters_of_the_towers_work(scouted):
     pixels = torch.zeros(8, 3, size, size)
 
     def flops(see):
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            see(pixels)
-        return counter.get_total_flops() / len(pixels)
+        return flops_of(lambda: see(pixels))[1] / len(pixels)
 
     look, glance = flops(scouted.look), flops(scouted.balanced_tokenizer.scout)
     chosen = scouted.balanced_tokenizer.config.num_frames  # at most, for one question

@@ -18,6 +18,7 @@ from media import SIZE, join_streams, numbers, picture, write_sound, write_video
 from PIL import Image
 
 from bvllm_adapters import VideoError, read_video, video_file
+from bvllm_adapters.needle import DEMO_VIDEO
 from bvllm_adapters.video import VideoWarning, pick
 
 UNEVEN = np.cumsum([0.0] + [0.1, 0.5, 0.04, 0.16, 1.0, 0.1] * 7)[:40]
@@ -554,3 +555,23 @@ def test_workers_forked_after_reading(media):
         timeout=30,  # a reader that the parent left open would hang
     )
     assert [list(each) for each in loader] == [[0, 10, 20, 30]] * 8
+
+
+def test_reading_goes_on_where_somebody_has_set_pyavs_log_level():
+    """As torchvision does. Then a decoder's threads log, for which they need Python's lock, and
+    freeing it waits for them; without care two of three such runs hang."""
+    code = (
+        "import av, logging, sys, threading, time\n"
+        "from pathlib import Path\n"
+        "from bvllm_adapters.packets import read_index\n"
+        "av.logging.set_level(av.logging.ERROR)\n"
+        "logging.disable(logging.CRITICAL)\n"
+        "def wait():\n"
+        "    while True:\n"
+        "        time.sleep(0.0005)\n"
+        "for _ in range(3):\n"
+        "    threading.Thread(target=wait, daemon=True).start()\n"
+        "for _ in range(300):\n"
+        "    read_index(Path(sys.argv[1]))\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(DEMO_VIDEO)], check=True, timeout=120)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bvllm_adapters.bench.reading import Reading
-from bvllm_adapters.bench.shapes import empty, flops_of, in_shape, shape_of
+from bvllm_adapters.bench.shapes import counted, empty, flops_of, in_shape, shape_of
 from bvllm_adapters.bench.unwrapped import CHUNK, own_way
 from bvllm_adapters.budget_merger import merge_to, prompt_shares
 from bvllm_adapters.encoding import KEEP_FRAMES, Encoding
@@ -92,13 +92,15 @@ class Counter:
         again = passes - in_chunks  # one by one
         feature, patches = self.look(1)[0]
         work["tower"] = Work(
-            _in_chunks(self.look, in_chunks) + again * self.look(1)[1],
+            _in_chunks(self.look, in_chunks) + again * counted("tower", self.look(1)[1]),
             (chosen if again else frames) * patches.nbytes
             + (0 if tokenizer.scout is not None else frames * feature.nbytes),
         )
         if tokenizer.scout is not None:
             feature = self.glance(1)[0]
-            work["scout"] = Work(_in_chunks(self.glance, frames), frames * feature.nbytes)
+            work["scout"] = Work(
+                counted("scout", _in_chunks(self.glance, frames)), frames * feature.nbytes
+            )
 
         text = empty(len(tokenizer.question_tokenizer(self.setting.question)), dtype=torch.int64)
         by_scores = tokenizer.config.frame_count != "fixed"
@@ -142,7 +144,9 @@ class Counter:
         features = feature.expand(frames, -1, -1)
         tokens, flops = shape_of(lambda: self.own.make(features, self.setting.question))
         work = self._read(frames)
-        work["tower"] = Work(_in_chunks(self.see, frames), frames * feature.nbytes)
+        work["tower"] = Work(
+            counted("tower", _in_chunks(self.see, frames)), frames * feature.nbytes
+        )
         work["projection"] = Work(flops, tokens.nbytes)
         return work | self._answer(len(tokens)), len(tokens)
 

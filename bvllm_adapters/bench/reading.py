@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from bvllm_adapters.bench.shapes import empty, shape_of
+from bvllm_adapters.bench.shapes import counted, empty, shape_of
 from bvllm_adapters.language_model import cache_name, cache_of
 
 
@@ -49,8 +49,8 @@ class Reading:
         cache, first_two = read(2, None)  # 2 tokens, 4 pairs: those that are masked are counted
         cache, third = read(1, cache)  # 1 token, 3 pairs
         cache, fourth = read(1, cache)  # 1 token, 4 pairs
-        pair = fourth - third
-        token = first_two - fourth
+        pair = counted("attention", fourth - third)
+        token = counted("linear layers", first_two - fourth)
         return cls(
             token=token,
             pair=pair,

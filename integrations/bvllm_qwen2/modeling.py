@@ -67,9 +67,19 @@ class BvllmQwen2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Modifications: the vision tower is frozen, as loading makes all parameters trainable."""
+        """Modifications:
+        - Vision tower and scout are frozen, as loading makes all parameters trainable.
+        - Weights that still lie in the file are copied where they lie unevenly there: sums over
+          them would differ in the last bit from those of the model that was saved.
+        """
         loaded = super().from_pretrained(*args, **kwargs)
-        (loaded[0] if isinstance(loaded, tuple) else loaded).vision_tower.freeze()
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.vision_tower.freeze()
+        if model.balanced_tokenizer.scout is not None:
+            model.balanced_tokenizer.scout.requires_grad_(False)
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.device.type == "cpu" and tensor.data_ptr() % 64:
+                tensor.data = tensor.data.clone()
         return loaded
 
     def forward(

@@ -35,6 +35,7 @@ class Calls:
         images: Sequence[Visual] | None = None,
         return_dict: bool | None = None,
         *,
+        logits_to_keep: int | Tensor = 0,
         cache: Any = None,
         **kwargs: Any,
     ) -> Any:
@@ -42,6 +43,7 @@ class Calls:
 
         The output's `labels` are those of the spliced prompts. Given position_ids are for prompts
         without images; spliced prompts are numbered anew. The cache may come under either name.
+        generate() asks for the last logits alone, as it finds `logits_to_keep` here.
         """
         cache = one_cache(cache, past_key_values)
         if inputs_embeds is None and input_ids is not None:
@@ -65,6 +67,7 @@ class Calls:
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=return_dict,
+            logits_to_keep=logits_to_keep,
             **kwargs,
         )
         if not isinstance(outputs, tuple):

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from bvllm_adapters.bench import published
+from bvllm_adapters.bench import published, shapes
 from bvllm_adapters.bench.measure import bench, count
 from bvllm_adapters.bench.reading import Reading
 from bvllm_adapters.bench.rows import TOTAL
-from bvllm_adapters.bench.shapes import flops_of, in_shape, shape_of
+from bvllm_adapters.bench.shapes import empty, flops_of, in_shape, shape_of
 
 
 def test_a_linear_layer():
@@ -20,6 +21,56 @@ def test_a_linear_layer():
     layer = in_shape(real)
     out, flops = shape_of(lambda: layer(torch.empty(7, 30)))
     assert out.shape == (7, 20) and flops == 2 * 7 * 30 * 20
+
+
+ATTENTION = {
+    "plain": {},
+    "causal": {"is_causal": True},
+    "scaled": {"scale": 0.3},
+    "grouped": {"enable_gqa": True},
+    "masked": {"attn_mask": torch.ones(9, 11, dtype=torch.bool).tril(2)},
+    "biased": {"attn_mask": torch.linspace(-2, 2, 99).view(9, 11)},
+}
+
+
+@pytest.mark.parametrize("kind", ATTENTION)
+def test_attention(kind):
+    """Two products for each pair of a query and a key, on whichever torch, as it is and in shape;
+    and with torch's own values."""
+    settings = ATTENTION[kind]
+    heads = 2 if "enable_gqa" in settings else 6
+    draw = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(3, count, length, width, generator=draw)
+        for count, length, width in ((6, 9, 8), (heads, 11, 8), (heads, 11, 16))
+    )
+    formula = 2 * 3 * 6 * 9 * 11 * (8 + 16)
+    own = F.scaled_dot_product_attention(query, key, value, **settings)
+    found, flops = flops_of(
+        lambda: F.scaled_dot_product_attention(query, key, value, **settings)
+    )
+    torch.testing.assert_close(found, own)
+    assert flops == formula
+    shape, flops = shape_of(
+        lambda: F.scaled_dot_product_attention(
+            empty(3, 6, 9, 8), empty(3, heads, 11, 8), empty(3, heads, 11, 16), **settings
+        )
+    )
+    assert shape.shape == own.shape and flops == formula
+
+
+def test_counting_nothing_is_an_error(monkeypatch):
+    """As when attention is a kernel that torch's counter does not know."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(
+        vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=2,
+    )  # fmt: skip
+    model = in_shape(Qwen2ForCausalLM(config))
+    monkeypatch.setattr(shapes, "attention", lambda query, *args, **kwargs: query)
+    with pytest.raises(RuntimeError, match="attention: counted 0 FLOPs, wanted more"):
+        Reading.of(model)
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from media import write_damaged, write_video
-from torch.utils.flop_counter import FlopCounterMode
 
 import bvllm_adapters as bvllm
 from bvllm_adapters.bench import published
 from bvllm_adapters.bench.counted import Counter, Setting
 from bvllm_adapters.bench.measure import bench, count, too_large
 from bvllm_adapters.bench.rows import FURTHER_TOKEN, TOTAL
+from bvllm_adapters.bench.shapes import flops_of
 from bvllm_adapters.cli import main
 from bvllm_adapters.needle import DEMO_VIDEO
 from bvllm_adapters.video import VideoError, VideoWarning
@@ -130,7 +130,7 @@ def scouting():
     [("demo", 1), ("demo", 16), ("demo", 30), ("scouting", 20), ("following_scores", 30)],
 )
 def test_flops_are_those_of_a_real_answer(request, model, frames):
-    """Counted from shapes alone; torch's counter around the answer itself gives the same."""
+    """Counted from shapes alone; counting around the answer itself gives the same."""
     model, processor = request.getfixturevalue(model)
     model.requires_grad_(False)  # else the counter looks for gradients, of which there are none
     question = "Which digits are red?"
@@ -138,11 +138,13 @@ def test_flops_are_those_of_a_real_answer(request, model, frames):
     hook = model.get_input_embeddings().register_forward_pre_hook(
         lambda module, inputs: lengths.append(inputs[0].shape[1])
     )
-    with FlopCounterMode(display=False) as counter:
-        trace = bvllm.ask(
+    answer, total = flops_of(
+        lambda: bvllm.ask(
             model, DEMO_VIDEO, question, processor=processor, end=float(frames), max_tokens=3,
             max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False,
-        ).trace  # fmt: skip
+        )
+    )  # fmt: skip
+    trace = answer.trace
     hook.remove()
     size = model.config.image_size
     frame = torch.empty(256, 256, 3, dtype=torch.uint8)
@@ -150,11 +152,11 @@ def test_flops_are_those_of_a_real_answer(request, model, frames):
     counted = Counter(model, setting)
     work = counted.wrapped(trace)
     assert ("scout" in work) == (model.balanced_tokenizer.scout is not None)
-    # torch counts what the causal mask hides too.
+    # What the causal mask hides is counted around the answer too.
     prompt = setting.text_tokens + trace.num_tokens
     masked = counted.reading.pair * prompt * (prompt - 1) // 2
     flops = sum(done.flops or 0 for done in work.values())
-    assert flops + masked == counter.get_total_flops()
+    assert flops + masked == total
     # All layers attend, with keys and with values, over the whole width; keys may be narrower.
     llm = model.config.text_config
     assert counted.reading.pair == llm.num_hidden_layers * 2 * 2 * llm.hidden_size

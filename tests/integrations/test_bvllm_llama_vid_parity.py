@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
@@ -29,7 +30,15 @@ PROMPTS = {
     "turns": [[FIRST, SECOND]],
     "batch": [[FIRST], [SECOND]],
 }
-TOLERANCE = {"atol": 1e-4, "rtol": 0.0}
+# Upstream was recorded in float32, by a CPU with AVX-512. Its context attention makes a large
+# difference of a small one, so that the recording has these rounding errors itself: found by our port
+# in float64, whose own are a hundredth of them on any machine.
+ROUNDING = {"vision_features": 5e-5, "key_proj": 5e-5, "logits": 1.2e-4}
+ROUNDING |= dict.fromkeys(("ctx_token", "encode_images", "inputs_embeds"), 2e-4)
+OTHERWISE = 1e-5
+# In float32 ours come on top; on the recording's own kind of CPU they are nearly the same ones, on
+# others as large (up to 3.6e-4 of ctx_token and 2.0e-4 of logits were seen), in another direction.
+TIMES = {torch.float64: 1.0, torch.float32: 2.5}
 
 Case = tuple[LlavaLlamaAttForCausalLM, dict[str, Tensor], LlamaVidProcessor]
 
@@ -42,6 +51,18 @@ def case(request: pytest.FixtureRequest) -> Case:
     model.generation_config.eos_token_id = None  # as in the recording
     processor = dataclasses.replace(HOST.processor(folder), system="A chat.")
     return model, load_file(folder / "fixture.safetensors"), processor
+
+
+@pytest.fixture(scope="module", params=TIMES, ids=str)
+def precise(request: pytest.FixtureRequest, case: Case) -> Case:
+    """The case in a precision of computing."""
+    model, *others = case
+    return copy.deepcopy(model).to(request.param), *others
+
+
+def assert_close(got: Tensor, recorded: Tensor, name: str) -> None:
+    bound = ROUNDING.get(name, OTHERWISE) * TIMES[got.dtype]
+    torch.testing.assert_close(got, recorded.to(got.dtype), atol=bound, rtol=0)
 
 
 @pytest.fixture(params=list(PROMPTS))
@@ -92,39 +113,39 @@ def test_question_ids(case: Case) -> None:
 
 
 @torch.no_grad()
-def test_prepared_inputs(case: Case, scenario: str, pixels: Tensor) -> None:
-    model, recorded, _ = case
+def test_prepared_inputs(precise: Case, scenario: str, pixels: Tensor) -> None:
+    model, recorded, _ = precise
     ids, mask, _, embeddings, labels = model.prepare_inputs_labels_for_multimodal(
         recorded[f"{scenario}.input_ids"],
         recorded[f"{scenario}.attention_mask_in"],
         None,
         recorded.get(f"{scenario}.labels_in"),
-        images_of(scenario, pixels),
+        images_of(scenario, pixels.to(model.dtype)),
         PROMPTS[scenario],
     )
     assert ids is None and mask is not None and embeddings is not None
     assert mask.dtype == torch.bool
     assert torch.equal(mask, recorded[f"{scenario}.attention_mask_out"])
     if f"{scenario}.inputs_embeds" in recorded:
-        torch.testing.assert_close(embeddings, recorded[f"{scenario}.inputs_embeds"], **TOLERANCE)
+        assert_close(embeddings, recorded[f"{scenario}.inputs_embeds"], "inputs_embeds")
     if labels is not None:
         assert torch.equal(labels, recorded[f"{scenario}.labels_out"])
 
 
 @torch.no_grad()
-def test_logits_and_loss(case: Case, scenario: str, pixels: Tensor) -> None:
-    model, recorded, _ = case
+def test_logits_and_loss(precise: Case, scenario: str, pixels: Tensor) -> None:
+    model, recorded, _ = precise
     out = model(
         input_ids=recorded[f"{scenario}.input_ids"],
         attention_mask=recorded[f"{scenario}.attention_mask_in"],
         labels=recorded.get(f"{scenario}.labels_in"),
-        images=images_of(scenario, pixels),
+        images=images_of(scenario, pixels.to(model.dtype)),
         prompts=PROMPTS[scenario],
     )
     wanted = recorded[f"{scenario}.logits"]
-    torch.testing.assert_close(thinned(out.logits, wanted, scenario), wanted, **TOLERANCE)
+    assert_close(thinned(out.logits, wanted, scenario), wanted, "logits")
     if f"{scenario}.loss" in recorded:
-        torch.testing.assert_close(out.loss[None], recorded[f"{scenario}.loss"], **TOLERANCE)
+        assert_close(out.loss[None], recorded[f"{scenario}.loss"], "loss")
 
 
 def test_greedy_ids_by_prompts_and_by_update_prompt(
@@ -145,9 +166,9 @@ def test_greedy_ids_by_prompts_and_by_update_prompt(
 
 
 @torch.no_grad()
-def test_stages(case: Case, scenario: str, pixels: Tensor) -> None:
+def test_stages(precise: Case, scenario: str, pixels: Tensor) -> None:
     """What each module gives, seen by hooks under upstream's names."""
-    model, recorded, _ = case
+    model, recorded, _ = precise
     inner = model.get_model()
     modules = {
         "vision_features": inner.vision_tower,
@@ -164,7 +185,7 @@ def test_stages(case: Case, scenario: str, pixels: Tensor) -> None:
         module.register_forward_hook(lambda _module, _in, out, name=name: seen[name].append(out))
         for name, module in modules.items()
     ]
-    images = images_of(scenario, pixels)
+    images = images_of(scenario, pixels.to(model.dtype))
     counts = [1] if isinstance(images, Tensor) else [len(video) for video in images]
     stacked = images if isinstance(images, Tensor) else torch.cat(images)
     try:
@@ -184,7 +205,7 @@ def test_stages(case: Case, scenario: str, pixels: Tensor) -> None:
             if name == "qformer_last_hidden":  # text rows of the last layer are read by nobody
                 wanted = wanted[:, : got.shape[1]]
             assert got.shape[1:] == wanted.shape[1:]
-            torch.testing.assert_close(got[: len(wanted)], wanted, **TOLERANCE)
+            assert_close(got[: len(wanted)], wanted, name)
             compared += 1
     if scenario == "turns":
         assert compared >= 7

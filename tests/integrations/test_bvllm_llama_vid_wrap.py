@@ -27,7 +27,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 import bvllm_adapters as bvllm
 from bvllm_adapters.checkpoint import CheckpointError
 from bvllm_adapters.language_model import bare_language_model
-from bvllm_adapters.question import VOCABULARY, asking
+from bvllm_adapters.question import VOCABULARY, asking, word_piece
 from bvllm_llama_vid import HOST, frame_indices
 from bvllm_llama_vid.encoding import features_of
 from bvllm_llama_vid.shim import read_question
@@ -458,12 +458,11 @@ class LlavaLlamaAttForCausalLM(LlamaForCausalLM):
 
 
 @pytest.fixture(scope="module")
-def live(folder: Path, loaded: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def live(folder: Path, loaded: Any) -> Any:
     """Makes a live object of the same checkpoint as `loaded`, whose config.json says nothing of the
     Q-Former's sizes: upstream's are bert-base's in any case."""
-    bert = tmp_path_factory.mktemp("bert-base-uncased")
-    shutil.copy(VOCABULARY, bert / "vocab.txt")
-    words = BertTokenizer.from_pretrained(bert)
+    bert = word_piece(VOCABULARY.read_text(encoding="utf-8").splitlines())
+    words = BertTokenizer(tokenizer_object=bert)
     words.add_special_tokens({"bos_token": "[DEC]"})
 
     def make(kind: str) -> Any:

@@ -261,9 +261,9 @@ def test_pixels_do_not_depend_on_torchvision(noise: Any) -> None:
 
 
 def test_saving_keeps_everything(processor: Any, noise: Any, tmp_path: Path) -> None:
-    processor.save_pretrained(tmp_path)
     text = CHAT.format("<video>what is it?")
-    expected = processor(text=text, videos=noise["short"])
+    expected = processor(text=text, videos=noise["short"])  # a tokenizer saves how it last padded
+    processor.save_pretrained(tmp_path)
     source: Any
     for source in (BvllmQwen2Processor, AutoProcessor):
         loaded: Any = source.from_pretrained(tmp_path)

@@ -43,7 +43,9 @@ def copy(published: Path, tmp_path: Path) -> Path:
 
 
 def tensors(folder: Path) -> dict[str, Tensor]:
-    return load_file(folder / "model.safetensors")
+    # Copies: what is loaded may lie in the file itself, which is written anew below.
+    state = load_file(folder / "model.safetensors")
+    return {name: tensor.clone() for name, tensor in state.items()}
 
 
 def same(model: Any, state: dict[str, Tensor]) -> bool:
