@@ -31,6 +31,7 @@ from bvllm_adapters.config import BalancedTokenizerConfig, check_count
 from bvllm_adapters.device import device_of
 from bvllm_adapters.features import VisualTokens
 from bvllm_adapters.hub import local_folder
+from bvllm_adapters.language_model import tell_if_newer_than_tested
 from bvllm_adapters.lora_layers import load_lora, lora_layers, put_back, save_lora, take_out
 
 GROUP = "bvllm_adapters.hosts"
@@ -199,6 +200,7 @@ def load(
             its config.json does not say.
         dtype: of all weights. host: "module:OBJECT" instead of the published one.
     """
+    tell_if_newer_than_tested()
     folder = local_folder(source, "config.json")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     names = config.get("architectures") or []
@@ -260,6 +262,7 @@ def wrap(
         HostError: no fitting host. ValueError: wrapped already, arguments that contradict each
         other, or an adapter of another host or other widths. The model is unchanged then.
     """
+    tell_if_newer_than_tested()
     base = base_model(model)
     if isinstance(base, Wrapped):
         raise ValueError("model: got a wrapped model, wanted one that is not; unwrap it first")

@@ -9,13 +9,33 @@ silently where it takes any keyword. All of this package asks here.
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
+import logging
+import re
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
 import torch
 
+TESTED = (5, 24)  # the newest transformers that the tests have passed with, as in constraints.txt
 CACHE_NAMES = ("cache", "past_key_values")
+
+log = logging.getLogger("bvllm_adapters")
+
+
+@functools.cache  # to say it once
+def tell_if_newer_than_tested() -> None:
+    """A line in the log where transformers is newer than any that was tested."""
+    installed = version("transformers")
+    number = tuple(int(part) for part in re.findall(r"\d+", installed)[:2])
+    if number > TESTED:
+        log.warning(
+            "transformers %s is newer than %s, the newest that this was tested with: answers may "
+            "differ; see the README for versions that were",
+            installed, ".".join(map(str, TESTED)),
+        )  # fmt: skip
 
 
 def cache_name(function: Callable[..., Any]) -> str:

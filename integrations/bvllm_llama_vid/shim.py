@@ -194,7 +194,7 @@ class LlamaVidHost:
 
     def question_tokenizer(self, model: Any, max_length: int) -> QuestionTokenizer:
         """The words of the checkpoint's own Q-Former, so that its weights can be a beginning."""
-        own = getattr(model.get_model(), "vlm_att_tokenlizer", None)
+        own: Any = getattr(model.get_model(), "vlm_att_tokenlizer", None)
         if hasattr(own, "get_vocab"):  # upstream's object, whatever its config.json says
             words: dict[str, int] = own.get_vocab()
             return QuestionTokenizer(max_length, sorted(words, key=words.__getitem__))

@@ -56,7 +56,7 @@ class BvllmQwen2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _supports_attention_backend = True
     # The tokenizer's stages read each other's parameters; the tower is called as one.
     _no_split_modules = ["VisionTower", "BalancedTokenizer", "Qwen2DecoderLayer"]  # noqa: RUF012
-    _skip_keys_device_placement = list(CACHE_NAMES)
+    _skip_keys_device_placement = list(CACHE_NAMES)  # noqa: RUF012
 
     def __init__(self, config: BvllmQwen2Config) -> None:
         super().__init__(config)
@@ -73,7 +73,7 @@ class BvllmQwen2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
           them would differ in the last bit from those of the model that was saved.
         """
         loaded = super().from_pretrained(*args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model: Any = loaded[0] if isinstance(loaded, tuple) else loaded
         model.vision_tower.freeze()
         if model.balanced_tokenizer.scout is not None:
             model.balanced_tokenizer.scout.requires_grad_(False)
@@ -249,7 +249,7 @@ class BvllmQwen2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
         )
 
     @torch.no_grad()
-    def generate(  # type: ignore[override]  # our inputs go by name
+    def generate(  # our inputs go by name
         self,
         input_ids: Tensor,
         *,

@@ -46,9 +46,7 @@ def test_attention(kind):
     )
     formula = 2 * 3 * 6 * 9 * 11 * (8 + 16)
     own = F.scaled_dot_product_attention(query, key, value, **settings)
-    found, flops = flops_of(
-        lambda: F.scaled_dot_product_attention(query, key, value, **settings)
-    )
+    found, flops = flops_of(lambda: F.scaled_dot_product_attention(query, key, value, **settings))
     torch.testing.assert_close(found, own)
     assert flops == formula
     shape, flops = shape_of(

@@ -31,8 +31,8 @@ PROMPTS = {
     "batch": [[FIRST], [SECOND]],
 }
 # Upstream was recorded in float32, by a CPU with AVX-512. Its context attention makes a large
-# difference of a small one, so that the recording has these rounding errors itself: found by our port
-# in float64, whose own are a hundredth of them on any machine.
+# difference of a small one, so that the recording has these rounding errors itself: found by our
+# port in float64, whose own are a hundredth of them on any machine.
 ROUNDING = {"vision_features": 5e-5, "key_proj": 5e-5, "logits": 1.2e-4}
 ROUNDING |= dict.fromkeys(("ctx_token", "encode_images", "inputs_embeds"), 2e-4)
 OTHERWISE = 1e-5
