@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -80,7 +80,7 @@ def open_video(path: Path, threads: int = THREADS) -> Iterator[tuple[InputContai
 
     try:
         # An absolute path is never taken for a protocol, as "a:b.mp4" would be.
-        container = av.open(str(path.absolute()), metadata_errors="ignore")
+        container = av.open(str(path.absolute()), **_ignoring_bad_metadata(av.__version__))
     except (av.FFmpegError, OSError, ValueError) as error:
         with path.open("rb") as file:
             is_mp4 = file.read(8)[4:] == b"ftyp"
@@ -102,6 +102,11 @@ def open_video(path: Path, threads: int = THREADS) -> Iterator[tuple[InputContai
             # Python's lock, for which a thread that logs waits, as it does where somebody, such as
             # torchvision, has set PyAV's log level: then none would ever go on.
             stream.codec_context.flush_buffers()
+
+
+def _ignoring_bad_metadata(version: str) -> dict[str, Any]:
+    """For av.open: PyAV 19 does so of itself, and knows the argument no more."""
+    return {"metadata_errors": "ignore"} if int(version.split(".")[0]) < 19 else {}
 
 
 def packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[VideoStream]]:
