@@ -25,6 +25,7 @@ TOLD = [
     for kind in ("DeprecationWarning", "PendingDeprecationWarning", "FutureWarning")
 ]
 
+nox.options.envdir = str(ROOT / ".nox")
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.sessions = ["floor", "tested", "newest"]
 
