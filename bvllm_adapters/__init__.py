@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from bvllm_adapters.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from bvllm_adapters.balanced_tokenizer import BalancedTokenizer as BalancedTokenizer
     from bvllm_adapters.budget_merger import BudgetMerger as BudgetMerger
@@ -20,34 +22,33 @@ if TYPE_CHECKING:
     from bvllm_adapters.conversation import ask_batch as ask_batch
     from bvllm_adapters.conversation import load_video as load_video
     from bvllm_adapters.conversation import open_video as open_video
-    from bvllm_adapters.encoding import Encoding as Encoding
     from bvllm_adapters.features import FrameFeatures as FrameFeatures
     from bvllm_adapters.features import Selection as Selection
     from bvllm_adapters.features import VisualTokens as VisualTokens
     from bvllm_adapters.frame_selector import FrameSelector as FrameSelector
-    from bvllm_adapters.hosts import HostError as HostError
-    from bvllm_adapters.hosts import list_hosts as list_hosts
-    from bvllm_adapters.hosts import load as load
-    from bvllm_adapters.hosts import save_adapter as save_adapter
-    from bvllm_adapters.hosts import unwrap as unwrap
-    from bvllm_adapters.hosts import wrap as wrap
+    from bvllm_adapters.hosts.adapter import save_adapter as save_adapter
+    from bvllm_adapters.hosts.find import list_hosts as list_hosts
+    from bvllm_adapters.hosts.host import HostError as HostError
+    from bvllm_adapters.hosts.wrap import load as load
+    from bvllm_adapters.hosts.wrap import unwrap as unwrap
+    from bvllm_adapters.hosts.wrap import wrap as wrap
     from bvllm_adapters.qformer import QFormer as QFormer
+    from bvllm_adapters.seeing.encoding import Encoding as Encoding
     from bvllm_adapters.spatial_sampler import SpatialSampler as SpatialSampler
     from bvllm_adapters.temporal_merger import TemporalMerger as TemporalMerger
     from bvllm_adapters.trace import Trace as Trace
-    from bvllm_adapters.video import Video as Video
-    from bvllm_adapters.video import VideoError as VideoError
-    from bvllm_adapters.video import read_video as read_video
+    from bvllm_adapters.video.read import Video as Video
+    from bvllm_adapters.video.read import VideoError as VideoError
+    from bvllm_adapters.video.read import read_video as read_video
 
-__version__ = "0.1.0"
 
 # In pipeline order: where each public name lives.
 _HOMES = {
     "BalancedTokenizerConfig": "config",
     "ScoutConfig": "config",
-    "read_video": "video",
-    "Video": "video",
-    "VideoError": "video",
+    "read_video": "video.read",
+    "Video": "video.read",
+    "VideoError": "video.frames",
     "FrameFeatures": "features",
     "Selection": "features",
     "VisualTokens": "features",
@@ -58,13 +59,13 @@ _HOMES = {
     "BudgetMerger": "budget_merger",
     "BalancedTokenizer": "balanced_tokenizer",
     "plan": "config",
-    "list_hosts": "hosts",
-    "load": "hosts",
-    "wrap": "hosts",
-    "unwrap": "hosts",
-    "save_adapter": "hosts",
-    "HostError": "hosts",
-    "Encoding": "encoding",
+    "list_hosts": "hosts.find",
+    "load": "hosts.wrap",
+    "wrap": "hosts.wrap",
+    "unwrap": "hosts.wrap",
+    "save_adapter": "hosts.adapter",
+    "HostError": "hosts.host",
+    "Encoding": "seeing.encoding",
     "ask": "conversation",
     "open_video": "conversation",
     "load_video": "conversation",

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from bvllm_adapters.budget_merger import BudgetMerger, prompt_shares
 from bvllm_adapters.build import build_projection, build_sampler, build_scout, build_selector
-from bvllm_adapters.checkpoint import load_strictly, read_tensors
 from bvllm_adapters.config import BalancedTokenizerConfig, check_count
+from bvllm_adapters.context import generators
 from bvllm_adapters.features import FrameFeatures, Selection, VisualTokens, mix
-from bvllm_adapters.hub import local_folder, upload
-from bvllm_adapters.noise import generators
+from bvllm_adapters.ledger import stage
 from bvllm_adapters.question import QuestionTokenizer, pad
 from bvllm_adapters.temporal_merger import TemporalMerger
-from bvllm_adapters.trace import stage
+from bvllm_adapters.weights.checkpoint import load_strictly, read_tensors
+from bvllm_adapters.weights.hub import local_folder, upload
 
 CONFIG_FILE = "balanced_tokenizer.json"
 WEIGHTS_FILE = "balanced_tokenizer.safetensors"

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from bvllm_adapters.checkpoint import load_strictly
-from bvllm_adapters.qformer_weights import INSTRUCTBLIP_NAMES, LAVIS_NAMES, renamed
+from bvllm_adapters.weights.checkpoint import load_strictly
+from bvllm_adapters.weights.qformer_names import INSTRUCTBLIP_NAMES, LAVIS_NAMES, renamed
 
 LAYER_NORM_EPS = 1e-12  # BERT's
 POSITIONS = 512

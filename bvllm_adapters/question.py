@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -18,37 +16,6 @@ from torch import Tensor
 VOCABULARY = Path(__file__).parent / "data" / "bert-base-uncased-vocab.txt"
 PAD = 0
 IGNORED_LABEL = -100
-
-
-_asked: ContextVar[str | tuple[str, ...] | None] = ContextVar("bvllm_question", default=None)
-
-
-@contextmanager
-def asking(question: str | Sequence[str]) -> Iterator[None]:
-    """What is asked, to hosts whose own scripts call the model without saying it.
-
-    Inside the block, in this thread, it goes before whatever could be read from a prompt.
-
-    Args:
-        question: by all prompts of a batch, or that of each.
-    """
-    if not isinstance(question, str):
-        question = tuple(question)
-    token = _asked.set(question)
-    try:
-        yield
-    finally:
-        _asked.reset(token)
-
-
-def asked(prompt: int = 0) -> str | None:
-    """What the innermost `asking` block says of a prompt, by its place in the batch, or None."""
-    said = _asked.get()
-    if not isinstance(said, tuple):
-        return said
-    if prompt >= len(said):
-        raise ValueError(f"question: got {len(said)}, wanted one for each prompt of the batch")
-    return said[prompt]
 
 
 class QuestionTokenizer:

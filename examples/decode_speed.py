@@ -26,7 +26,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-from bvllm_adapters.video import open_source
+from bvllm_adapters.video.read import open_source
 
 CLIP = Path(__file__).parent / "big_buck_bunny.mp4"
 FPS, AGAIN = 30, 32

@@ -23,8 +23,8 @@ import torch
 from transformers import CLIPVisionConfig
 
 import bvllm_adapters as bvllm
-from bvllm_adapters.needle import make_haystack
-from bvllm_adapters.trace import ledger, peak_memory, stage
+from bvllm_adapters.evaluation.needle import make_haystack
+from bvllm_adapters.ledger import ledger, peak_memory, stage
 from bvllm_qwen2 import HOST
 from bvllm_qwen2.tiny import tiny_model
 

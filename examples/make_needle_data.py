@@ -11,7 +11,7 @@ import skimage.data
 import sklearn.datasets
 from PIL import Image
 
-from bvllm_adapters.needle import DATA, DEMO_VIDEO, demo_haystack
+from bvllm_adapters.evaluation.needle import DATA, DEMO_VIDEO, demo_haystack
 
 SHORT_SIDE = 256  # pixels
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bvllm_adapters import FrameFeatures, read_video
-from bvllm_adapters.needle import (
+from bvllm_adapters.evaluation.needle import (
     COLORS,
     PLACES,
     Haystack,

@@ -13,11 +13,11 @@ from needle_bank import Bank, Example, examples
 from torch import Tensor, nn
 
 from bvllm_adapters.budget_merger import merge_to
+from bvllm_adapters.evaluation.needle import COLORS, PLACES, Question
 from bvllm_adapters.features import VisualTokens
 from bvllm_adapters.frame_selector import FrameSelector
-from bvllm_adapters.needle import COLORS, PLACES, Question
+from bvllm_adapters.hosts.splice import splice
 from bvllm_adapters.question import pad
-from bvllm_adapters.splice import splice
 from bvllm_qwen2 import BvllmQwen2ForConditionalGeneration, BvllmQwen2Processor
 
 NEEDLES = range(2, 9)  # in a video that is trained on

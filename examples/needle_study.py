@@ -29,9 +29,9 @@ from bvllm_adapters import BalancedTokenizer, FrameFeatures
 from bvllm_adapters.build import build_qformer
 from bvllm_adapters.evaluation.intervals import share
 from bvllm_adapters.evaluation.methods import METHODS, TwoTokenSampler
+from bvllm_adapters.evaluation.needle import KINDS, Haystack, make_haystack
 from bvllm_adapters.evaluation.needle_accuracy import Row, evaluate
 from bvllm_adapters.frame_selector import FrameSelector
-from bvllm_adapters.needle import KINDS, Haystack, make_haystack
 from bvllm_qwen2 import HOST
 
 LENGTHS = (32, 64, 128, 256, 512)

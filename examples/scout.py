@@ -30,7 +30,7 @@ import bvllm_adapters as bvllm
 from bvllm_adapters import Encoding
 from bvllm_adapters.bench.shapes import flops_of
 from bvllm_adapters.evaluation.intervals import share
-from bvllm_adapters.needle import Haystack, make_haystack
+from bvllm_adapters.evaluation.needle import Haystack, make_haystack
 from bvllm_qwen2 import HOST
 from bvllm_qwen2.shim import DEMO
 

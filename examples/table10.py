@@ -47,9 +47,8 @@ from bvllm_adapters.bench.shapes import in_shape
 from bvllm_adapters.bench.table import quantity
 from bvllm_adapters.config import ScoutConfig
 from bvllm_adapters.features import FrameFeatures
-from bvllm_adapters.first_token import answering
 from bvllm_adapters.frame_selector import FrameSelector
-from bvllm_adapters.trace import ledger, peak_memory, stage
+from bvllm_adapters.ledger import answering, ledger, peak_memory, stage
 from bvllm_qwen2.configuration import QWEN2_7B
 
 MINUTES = (4, 8, 12)

@@ -37,9 +37,9 @@ from torch import Tensor, nn
 from transformers import Qwen2Config
 
 from bvllm_adapters.evaluation.methods import METHODS, build_method
+from bvllm_adapters.evaluation.needle import COLORS, PLACES, Haystack, draw_needle, draw_scenes
 from bvllm_adapters.frame_selector import FrameSelector
-from bvllm_adapters.needle import COLORS, PLACES, Haystack, draw_needle, draw_scenes
-from bvllm_adapters.tiny_tokenizer import tiny_tokenizer
+from bvllm_adapters.hosts.tiny_tokenizer import tiny_tokenizer
 from bvllm_qwen2 import (
     BvllmQwen2Config,
     BvllmQwen2ForConditionalGeneration,

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 import bvllm_adapters as bvllm
-from bvllm_adapters.splice import splice
-from bvllm_adapters.trace import ledger, peak_memory, stage
-from bvllm_adapters.video import Video, read_video
+from bvllm_adapters.hosts.splice import splice
+from bvllm_adapters.ledger import ledger, peak_memory, stage
+from bvllm_adapters.video.read import Video, read_video
 from bvllm_llama_vid.configuration import IMAGE_TOKEN_ID
 
 HOST = "bvllm_llama_vid:HOST"

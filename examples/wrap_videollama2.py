@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 import bvllm_adapters as bvllm
-from bvllm_adapters.trace import ledger, peak_memory, stage
+from bvllm_adapters.ledger import ledger, peak_memory, stage
 from bvllm_videollama2 import HOST
 from bvllm_videollama2.preprocessing import frame_indices
 

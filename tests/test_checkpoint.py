@@ -7,7 +7,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from bvllm_adapters.checkpoint import CheckpointError, load_strictly, read_tensors, weight_files
+from bvllm_adapters.weights.checkpoint import (
+    CheckpointError,
+    load_strictly,
+    read_tensors,
+    weight_files,
+)
 
 
 def model():

@@ -9,8 +9,8 @@ import pytest
 from tiny_hosts import videollama2, wrap_small
 
 import bvllm_adapters as bvllm
-from bvllm_adapters.cli import main
-from bvllm_adapters.needle import DEMO_VIDEO
+from bvllm_adapters.cli.main import main
+from bvllm_adapters.evaluation.needle import DEMO_VIDEO
 from bvllm_qwen2.shim import DEMO
 
 DEMO_SCOUT = DEMO.with_name("demo_scout")

@@ -18,10 +18,10 @@ from PIL import Image
 
 import bvllm_adapters as bvllm
 from bvllm_adapters import Encoding
-from bvllm_adapters.checkpoint import CheckpointError
-from bvllm_adapters.needle import DEMO_VIDEO, demo_haystack
+from bvllm_adapters.evaluation.needle import DEMO_VIDEO, demo_haystack
 from bvllm_adapters.trace import Trace
-from bvllm_adapters.video import VideoWarning
+from bvllm_adapters.video.read import VideoWarning
+from bvllm_adapters.weights.checkpoint import CheckpointError
 from bvllm_qwen2 import HOST
 
 BUNNY = "examples/big_buck_bunny.mp4"
@@ -118,12 +118,12 @@ def test_every_way_of_encoding_gives_the_same_tokens(model, processor, video, en
 
 
 def test_long_videos_are_not_kept(model, processor, video, monkeypatch):
-    monkeypatch.setattr("bvllm_adapters.encoding.KEEP_FRAMES", len(video.frames) - 1)
+    monkeypatch.setattr("bvllm_adapters.seeing.encoding.KEEP_FRAMES", len(video.frames) - 1)
     opened = bvllm.open_video(model, video, processor=processor)
     opened.ask(QUESTIONS[0])
     assert opened.tower_passes > len(opened)
     large = Encoding(device_bytes=0, host_bytes=10)
-    monkeypatch.setattr("bvllm_adapters.encoding.KEEP_FRAMES", 10**6)
+    monkeypatch.setattr("bvllm_adapters.seeing.encoding.KEEP_FRAMES", 10**6)
     opened = bvllm.open_video(model, video, processor=processor, encoding=large)
     opened.ask(QUESTIONS[0])
     assert opened.tower_passes > len(opened)
@@ -613,9 +613,11 @@ import numpy as np
 from transformers import CLIPVisionConfig
 torch.set_num_threads(1)
 import bvllm_adapters as bvllm
-from bvllm_adapters.encoding import EncodedVideo, Encoding, Sight
-from bvllm_adapters.frames import FrameSource
-from bvllm_adapters.trace import peak_memory, stage
+from bvllm_adapters.seeing.encoded_video import EncodedVideo
+from bvllm_adapters.seeing.encoding import Encoding
+from bvllm_adapters.seeing.sight import Sight
+from bvllm_adapters.video.frames import FrameSource
+from bvllm_adapters.ledger import peak_memory, stage
 from bvllm_qwen2 import HOST
 from bvllm_qwen2.tiny import tiny_model
 

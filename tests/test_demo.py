@@ -9,10 +9,10 @@ import torch
 
 import bvllm_adapters as bvllm
 from bvllm_adapters.bench.shapes import flops_of
-from bvllm_adapters.cli import main
+from bvllm_adapters.cli.main import main
 from bvllm_adapters.evaluation.methods import METHODS
-from bvllm_adapters.hosts import find_host
-from bvllm_adapters.needle import DEMO_VIDEO, demo_haystack, make_haystack
+from bvllm_adapters.evaluation.needle import DEMO_VIDEO, demo_haystack, make_haystack
+from bvllm_adapters.hosts.find import find_host
 from bvllm_qwen2.shim import DEMO
 
 DEMO_SCOUT = DEMO.with_name("demo_scout")

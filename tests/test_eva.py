@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bvllm_adapters.eva import build_eva, eva_name, resized_positions
+from bvllm_adapters.weights.eva import build_eva, eva_name, resized_positions
 
 
 @pytest.mark.parametrize("ffn_width", [209, 96, 97])

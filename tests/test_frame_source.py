@@ -17,8 +17,8 @@ from media import number, numbers, picture, write_damaged, write_video
 from PIL import Image
 
 from bvllm_adapters import VideoError, read_video
-from bvllm_adapters.frames import FrameSource, SourceChanged, load
-from bvllm_adapters.video import VideoWarning, open_source
+from bvllm_adapters.video.frames import FrameSource, SourceChanged, load
+from bvllm_adapters.video.read import VideoWarning, open_source
 
 B_FRAMES = {"x264-params": "bframes=3:b-adapt=0"}
 
@@ -202,7 +202,7 @@ def test_memory_does_not_grow_with_the_length(tmp_path):
     code = """
 import json, resource, sys, tracemalloc
 import numpy as np
-from bvllm_adapters.video import open_source
+from bvllm_adapters.video.read import open_source
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 def read(path):

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from media import numbers, write_video
 
-from bvllm_adapters import groups, video_file
-from bvllm_adapters.groups import Plan, by_groups
-from bvllm_adapters.packets import Groups, read_index
+from bvllm_adapters.video import file as video_file
+from bvllm_adapters.video import groups
+from bvllm_adapters.video.groups import Plan, by_groups
+from bvllm_adapters.video.packets import Groups, read_index
 
 FRAMES = 60
 X264 = "keyint=12:min-keyint=12:scenecut=0:b-adapt=0:"

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bvllm_adapters.growing import GrowingRows
+from bvllm_adapters.seeing.memory import GrowingRows
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=12), st.integers(0, 60))

@@ -18,7 +18,8 @@ from accelerate import cpu_offload
 from peft import LoraConfig, get_peft_model
 
 import bvllm_adapters as bvllm
-from bvllm_adapters.hosts import HostError, find_host, host_of, list_hosts
+from bvllm_adapters.hosts.find import find_host, host_of, list_hosts
+from bvllm_adapters.hosts.host import HostError
 
 ROOT = Path(__file__).parents[1]
 QUESTION = torch.tensor([101, 2054, 102])

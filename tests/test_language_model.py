@@ -12,8 +12,8 @@ import torch
 from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
 
 import bvllm_adapters as bvllm
-from bvllm_adapters import language_model
-from bvllm_adapters.language_model import (
+from bvllm_adapters.hosts import language_model
+from bvllm_adapters.hosts.language_model import (
     CACHE_NAMES,
     bare_language_model,
     cache_field,

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import bvllm_adapters as bvllm
-from bvllm_adapters.checkpoint import CheckpointError
-from bvllm_adapters.lora_layers import add_lora, lora_layers, put_back, take_out
 from bvllm_adapters.training.stages import decoder_linears
+from bvllm_adapters.weights.checkpoint import CheckpointError
+from bvllm_adapters.weights.lora_layers import add_lora, lora_layers, put_back, take_out
 
 TEXT = torch.arange(5, 15)[None]
 pytestmark = pytest.mark.filterwarnings(

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bvllm_adapters import read_video
-from bvllm_adapters.needle import COLORS, KINDS, TRAIN_DIGITS, Haystack, make_haystack
+from bvllm_adapters.evaluation.needle import COLORS, KINDS, TRAIN_DIGITS, Haystack, make_haystack
 
 haystacks = st.builds(
     make_haystack,

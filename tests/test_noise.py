@@ -7,9 +7,8 @@ import torch
 
 from bvllm_adapters.balanced_tokenizer import BalancedTokenizer
 from bvllm_adapters.config import BalancedTokenizerConfig
+from bvllm_adapters.context import asked, asking, generators, noise_from
 from bvllm_adapters.features import FrameFeatures
-from bvllm_adapters.noise import generators, noise_from
-from bvllm_adapters.question import asked, asking
 
 CONFIG = BalancedTokenizerConfig(
     num_frames=3,

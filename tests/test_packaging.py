@@ -77,7 +77,7 @@ def test_the_wheel_works_without_the_source_tree(wheel, tmp_path):
     code = (
         "import bvllm_adapters, bvllm_qwen2\n"
         "print(bvllm_adapters.__file__, bvllm_qwen2.__file__)\n"
-        "from bvllm_adapters.cli import main\n"
+        "from bvllm_adapters.cli.main import main\n"
         "raise SystemExit(main(['demo']))\n"
     )
     done = subprocess.run(

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from bvllm_adapters.prefetch import ahead
-from bvllm_adapters.trace import ledger, stage
+from bvllm_adapters.ledger import ledger, stage
+from bvllm_adapters.video.prefetch import ahead
 
 
 class Source:

@@ -5,13 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bvllm_adapters.question import (
-    QuestionTokenizer,
-    asked,
-    asking,
-    pad,
-    question_from_prompt,
-)
+from bvllm_adapters.context import asked, asking
+from bvllm_adapters.question import QuestionTokenizer, pad, question_from_prompt
 
 
 def test_ids_are_those_of_bert_base_uncased():

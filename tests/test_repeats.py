@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bvllm_adapters.repeats import Repeats, thumbnail
+from bvllm_adapters.seeing.repeats import Repeats, thumbnail
 
 
 def grey(level: int) -> np.ndarray:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bvllm_adapters.splice import placeholder_rows, splice
+from bvllm_adapters.hosts.splice import placeholder_rows, splice
 
 VIDEO, IMAGE, WIDTH = -201, 7, 2  # a placeholder may be negative or a word of the vocabulary
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from bvllm_adapters import Selection, VisualTokens
-from bvllm_adapters.trace import Trace, ledger, stage
+from bvllm_adapters.ledger import ledger, stage
+from bvllm_adapters.trace import Trace
 
 
 def test_stages_add_up_and_cost_nothing_outside_a_ledger():
@@ -34,7 +35,7 @@ def test_peak_memory_is_that_of_its_stage():
     """In a process of its own: this one's allocator may hold memory that others gave back."""
     code = """
 import json, torch
-from bvllm_adapters.trace import ledger, peak_memory, stage
+from bvllm_adapters.ledger import ledger, peak_memory, stage
 with peak_memory() as peaks, ledger() as seconds:
     with stage("before"):
         pass

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from media import SIZE, join_streams, numbers, picture, write_sound, write_video
 from PIL import Image
 
-from bvllm_adapters import VideoError, read_video, video_file
-from bvllm_adapters.needle import DEMO_VIDEO
-from bvllm_adapters.video import VideoWarning, pick
+from bvllm_adapters import VideoError, read_video
+from bvllm_adapters.evaluation.needle import DEMO_VIDEO
+from bvllm_adapters.video import file as video_file
+from bvllm_adapters.video.read import VideoWarning, pick
 
 UNEVEN = np.cumsum([0.0] + [0.1, 0.5, 0.04, 0.16, 1.0, 0.1] * 7)[:40]
 B_FRAMES = {"bf": "3", "x264-params": "b-adapt=0"}
@@ -526,7 +527,7 @@ def test_damaged(suffix, tmp_path):
 
 
 def test_importing_opens_nothing():
-    code = "import sys, bvllm_adapters.video; sys.exit('av' in sys.modules)"
+    code = "import sys, bvllm_adapters.video.read; sys.exit('av' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
@@ -563,7 +564,7 @@ def test_reading_goes_on_where_somebody_has_set_pyavs_log_level():
     code = (
         "import av, logging, sys, threading, time\n"
         "from pathlib import Path\n"
-        "from bvllm_adapters.packets import read_index\n"
+        "from bvllm_adapters.video.packets import read_index\n"
         "av.logging.set_level(av.logging.ERROR)\n"
         "logging.disable(logging.CRITICAL)\n"
         "def wait():\n"

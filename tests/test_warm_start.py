@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel
 
 from bvllm_adapters import BalancedTokenizer, BalancedTokenizerConfig, FrameFeatures
-from bvllm_adapters.checkpoint import CheckpointError
 from bvllm_adapters.config import ScoutConfig
-from bvllm_adapters.warm_start import from_bvllm, from_image_model, from_instructblip
+from bvllm_adapters.hosts.warm_start import from_bvllm, from_image_model, from_instructblip
+from bvllm_adapters.weights.checkpoint import CheckpointError
 
 RECORDED = Path(__file__).parent / "data" / "qformer_parity"
 SIZES = json.loads((RECORDED / "tiny.config.json").read_text())

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import bvllm_adapters as bvllm
-from bvllm_adapters.hosts import find_host, host_of
+from bvllm_adapters.hosts.find import find_host, host_of
 
 
 def native(folder: Path) -> tuple[Any, Any]:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bvllm_adapters.config import check_count
-from bvllm_adapters.frames import SourceChanged, VideoError
-from bvllm_adapters.video import open_source
+from bvllm_adapters.video.frames import SourceChanged, VideoError
+from bvllm_adapters.video.read import open_source
 
 if TYPE_CHECKING:
     from av.packet import Packet

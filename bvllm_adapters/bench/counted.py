@@ -19,9 +19,10 @@ from bvllm_adapters.bench.reading import Reading
 from bvllm_adapters.bench.shapes import counted, empty, flops_of, in_shape, shape_of
 from bvllm_adapters.bench.unwrapped import CHUNK, own_way
 from bvllm_adapters.budget_merger import merge_to, prompt_shares
-from bvllm_adapters.encoding import KEEP_FRAMES, Encoding
 from bvllm_adapters.features import Selection
-from bvllm_adapters.hosts import TOKENIZER, host_of
+from bvllm_adapters.hosts.adapter import TOKENIZER
+from bvllm_adapters.hosts.find import host_of
+from bvllm_adapters.seeing.encoding import KEEP_FRAMES, Encoding
 from bvllm_adapters.trace import FrameTrace, Trace
 
 

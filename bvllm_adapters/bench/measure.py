@@ -22,11 +22,14 @@ from bvllm_adapters.bench.rows import TOTAL, Row, rows_of
 from bvllm_adapters.bench.unwrapped import ask_unwrapped, own_way
 from bvllm_adapters.config import check_count
 from bvllm_adapters.conversation import ask
-from bvllm_adapters.encoding import Encoding
-from bvllm_adapters.hosts import Wrapped, base_model, host_of, tokenizer_of, unwrapped
-from bvllm_adapters.needle import DEMO_VIDEO
-from bvllm_adapters.trace import Trace, ledger, peak_memory, stage
-from bvllm_adapters.video import open_source
+from bvllm_adapters.evaluation.needle import DEMO_VIDEO
+from bvllm_adapters.hosts.adapter import base_model, tokenizer_of
+from bvllm_adapters.hosts.find import host_of
+from bvllm_adapters.hosts.wrap import Wrapped, unwrapped
+from bvllm_adapters.ledger import ledger, peak_memory, stage
+from bvllm_adapters.seeing.encoding import Encoding
+from bvllm_adapters.trace import Trace
+from bvllm_adapters.video.read import open_source
 
 QUESTION = "What happens in the video?"
 TEXT_TOKENS = 64  # of a prompt that is not put together, since the model is too large to run

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from bvllm_adapters.hosts import TOKENIZER, wrap
-from bvllm_adapters.tiny_tokenizer import tiny_tokenizer
+from bvllm_adapters.hosts.adapter import TOKENIZER
+from bvllm_adapters.hosts.tiny_tokenizer import tiny_tokenizer
+from bvllm_adapters.hosts.wrap import wrap
 
 MISTRAL_7B: dict[str, Any] = {
     "vocab_size": 32000,

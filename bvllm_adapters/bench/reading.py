@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from bvllm_adapters.bench.shapes import counted, empty, shape_of
-from bvllm_adapters.language_model import cache_name, cache_of
+from bvllm_adapters.hosts.language_model import cache_name, cache_of
 
 
 @dataclass(frozen=True)

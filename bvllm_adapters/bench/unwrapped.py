@@ -18,11 +18,12 @@ from torch import Tensor
 
 from bvllm_adapters.build import build_projection
 from bvllm_adapters.features import Selection, VisualTokens
-from bvllm_adapters.first_token import answering
-from bvllm_adapters.frames import Frames, FrameSource
-from bvllm_adapters.hosts import TOKENIZER, Host, host_of
-from bvllm_adapters.prefetch import ahead
-from bvllm_adapters.trace import stage
+from bvllm_adapters.hosts.adapter import TOKENIZER
+from bvllm_adapters.hosts.find import host_of
+from bvllm_adapters.hosts.host import Host
+from bvllm_adapters.ledger import answering, stage
+from bvllm_adapters.video.frames import Frames, FrameSource
+from bvllm_adapters.video.prefetch import ahead
 
 CHUNK = 16  # frames that the tower sees at a time, as many as under a budget
 

@@ -17,12 +17,13 @@ from torch import nn
 from bvllm_adapters.balanced_tokenizer import BalancedTokenizer
 from bvllm_adapters.config import check_count
 from bvllm_adapters.conversation import open_video
-from bvllm_adapters.encoding import Encoding
 from bvllm_adapters.evaluation.intervals import share
+from bvllm_adapters.evaluation.needle import Haystack, Question, make_haystack
 from bvllm_adapters.features import FrameFeatures, VisualTokens
-from bvllm_adapters.hosts import TOKENIZER, base_model, host_of
-from bvllm_adapters.needle import Haystack, Question, make_haystack
-from bvllm_adapters.video import read_video
+from bvllm_adapters.hosts.adapter import TOKENIZER, base_model
+from bvllm_adapters.hosts.find import host_of
+from bvllm_adapters.seeing.encoding import Encoding
+from bvllm_adapters.video.read import read_video
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from bvllm_adapters.checkpoint import load_strictly, read_tensors
 from bvllm_adapters.evaluation.methods import METHODS, build_method
-from bvllm_adapters.hosts import TOKENIZER
+from bvllm_adapters.hosts.adapter import TOKENIZER
+from bvllm_adapters.weights.checkpoint import load_strictly, read_tensors
 
 BASELINES = "baselines"  # a folder of <method>.safetensors beside the model's own weights
 

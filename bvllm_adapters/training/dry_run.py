@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from bvllm_adapters.config import plan
-from bvllm_adapters.hosts import TOKENIZER
+from bvllm_adapters.hosts.adapter import TOKENIZER
 from bvllm_adapters.question import IGNORED_LABEL
 from bvllm_adapters.training.chat import tokenized
 from bvllm_adapters.training.config import TrainingConfig

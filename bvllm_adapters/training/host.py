@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from bvllm_adapters.frames import Video
 from bvllm_adapters.training.conversations import Kind
+from bvllm_adapters.video.frames import Video
 
 
 @dataclass(frozen=True, eq=False)

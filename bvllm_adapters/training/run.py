@@ -13,15 +13,18 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
-from bvllm_adapters.hosts import TOKENIZER, Host, host_of, load, wrap
-from bvllm_adapters.hub import local_folder
+from bvllm_adapters.hosts.adapter import TOKENIZER
+from bvllm_adapters.hosts.find import host_of
+from bvllm_adapters.hosts.host import Host
+from bvllm_adapters.hosts.warm_start import from_image_model, from_instructblip
+from bvllm_adapters.hosts.wrap import load, wrap
 from bvllm_adapters.training.config import TrainingConfig
 from bvllm_adapters.training.host import HostTraining
 from bvllm_adapters.training.rows import Rows, read_rows
 from bvllm_adapters.training.samples import Collate, Samples
 from bvllm_adapters.training.stages import choose_parameters
 from bvllm_adapters.training.trainer import AdapterTrainer
-from bvllm_adapters.warm_start import from_image_model, from_instructblip
+from bvllm_adapters.weights.hub import local_folder
 
 CONFIG_FILE = "training.yaml"
 # What a run may change when it goes on, as it does not change what is learned.

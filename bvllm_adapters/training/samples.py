@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from bvllm_adapters.frames import VideoWarning
 from bvllm_adapters.question import IGNORED_LABEL
 from bvllm_adapters.training.chat import tokenized
 from bvllm_adapters.training.config import TrainingConfig
 from bvllm_adapters.training.conversations import Row, RowError
 from bvllm_adapters.training.host import Example, HostTraining, Visual
-from bvllm_adapters.video import read_video
+from bvllm_adapters.video.frames import VideoWarning
+from bvllm_adapters.video.read import read_video
 
 Draw = tuple[int, int]
 """Which row is drawn, and in which round over all rows: (round, row)."""

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from bvllm_adapters.balanced_tokenizer import WEIGHTS_FILE
-from bvllm_adapters.checkpoint import CheckpointError, read_tensors
-from bvllm_adapters.hosts import TOKENIZER, base_model, lora_of
-from bvllm_adapters.lora_layers import add_lora, copy_lora, lora_layers
+from bvllm_adapters.hosts.adapter import TOKENIZER, base_model, lora_of
 from bvllm_adapters.training.config import TrainingConfig
 from bvllm_adapters.training.lora_settings import LoraSettings
+from bvllm_adapters.weights.checkpoint import CheckpointError, read_tensors
+from bvllm_adapters.weights.lora_layers import add_lora, copy_lora, lora_layers
 
 
 def choose_parameters(model: nn.Module, config: TrainingConfig) -> None:

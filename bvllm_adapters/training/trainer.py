@@ -13,9 +13,8 @@ from torch.utils.data import Sampler
 from transformers import Trainer
 from transformers.trainer import SCHEDULER_NAME
 
-from bvllm_adapters.hosts import TOKENIZER, base_model, save_adapter
-from bvllm_adapters.noise import noise_from
-from bvllm_adapters.question import asking
+from bvllm_adapters.context import asking, noise_from
+from bvllm_adapters.hosts.adapter import TOKENIZER, base_model, save_adapter
 from bvllm_adapters.training.dummy_video import zero_of
 from bvllm_adapters.training.samples import Samples, ShuffledRows
 from bvllm_adapters.training.stages import restore

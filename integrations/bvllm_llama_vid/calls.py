@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteriaList
 
-from bvllm_adapters.language_model import cache_name, language_class, one_cache
+from bvllm_adapters.hosts.language_model import cache_name, language_class, one_cache
 from bvllm_llama_vid.inputs import aligned_right, is_placeholder
 
 Prompts = Sequence[Sequence[str]]

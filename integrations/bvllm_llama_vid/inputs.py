@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bvllm_adapters.splice import splice
+from bvllm_adapters.hosts.splice import splice
 from bvllm_llama_vid.configuration import IMAGE_TOKEN_ID
 
 

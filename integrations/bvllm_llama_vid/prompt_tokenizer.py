@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bvllm_adapters.checkpoint import CheckpointError
+from bvllm_adapters.weights.checkpoint import CheckpointError
 from bvllm_llama_vid.configuration import IMAGE_TOKEN_ID
 
 IMAGE_TOKEN = "<image>"

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from bvllm_adapters.config import BalancedTokenizerConfig
-from bvllm_adapters.device import device_of
+from bvllm_adapters.context import asked
 from bvllm_adapters.features import VisualTokens
-from bvllm_adapters.language_model import bare_language_model
-from bvllm_adapters.question import QuestionTokenizer, asked, pad, question_from_prompt
-from bvllm_adapters.splice import splice
+from bvllm_adapters.hosts.language_model import bare_language_model
+from bvllm_adapters.hosts.splice import splice
+from bvllm_adapters.question import QuestionTokenizer, pad, question_from_prompt
+from bvllm_adapters.weights.device import device_of
 from bvllm_llama_vid.calls import Calls
 from bvllm_llama_vid.configuration import IMAGE_TOKEN_ID, question_vocabulary
 from bvllm_llama_vid.encoding import features_of, look

@@ -15,14 +15,14 @@ from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from torch import Tensor
 
-from bvllm_adapters.checkpoint import (
+from bvllm_adapters.weights.checkpoint import (
     CheckpointError,
     has_weights,
     read_pickle,
     read_tensors,
     weight_files,
 )
-from bvllm_adapters.hub import local_folder
+from bvllm_adapters.weights.hub import local_folder
 from bvllm_llama_vid.configuration import TOWER, LlavaConfig, is_eva
 from bvllm_llama_vid.sizes import Shape
 

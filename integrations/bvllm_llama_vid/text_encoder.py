@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 from bvllm_adapters.qformer import Attention, FeedForward, QFormer
-from bvllm_adapters.qformer_weights import LAVIS_NAMES
+from bvllm_adapters.weights.qformer_names import LAVIS_NAMES
 from bvllm_llama_vid.configuration import QFormerSizes
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from bvllm_adapters.frames import Video
 from bvllm_adapters.training.host import Example
+from bvllm_adapters.video.frames import Video
 from bvllm_llama_vid.configuration import IMAGE_TOKEN_ID
 from bvllm_llama_vid.preprocessing import LlamaVidProcessor
 from bvllm_llama_vid.prompt_tokenizer import IMAGE_TOKEN

@@ -17,9 +17,9 @@ from __future__ import annotations
 from typing import Any
 
 from bvllm_adapters.balanced_tokenizer import BalancedTokenizer
-from bvllm_adapters.checkpoint import CheckpointError
-from bvllm_adapters.qformer_weights import LAVIS_NAMES
-from bvllm_adapters.warm_start import WarmStart, fill, named_tensors, qformer_keys
+from bvllm_adapters.hosts.warm_start import WarmStart, fill, named_tensors, qformer_keys
+from bvllm_adapters.weights.checkpoint import CheckpointError
+from bvllm_adapters.weights.qformer_names import LAVIS_NAMES
 
 
 def from_llama_vid(tokenizer: BalancedTokenizer, source: Any) -> WarmStart:

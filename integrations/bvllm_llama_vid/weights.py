@@ -18,9 +18,9 @@ from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from torch import Tensor
 from transformers import GenerationConfig
 
-from bvllm_adapters.checkpoint import CheckpointError, Named, load_strictly
-from bvllm_adapters.eva import eva_name, resized_positions
-from bvllm_adapters.lora import merge_lora
+from bvllm_adapters.weights.checkpoint import CheckpointError, Named, load_strictly
+from bvllm_adapters.weights.eva import eva_name, resized_positions
+from bvllm_adapters.weights.merged_lora import merge_lora
 from bvllm_llama_vid.configuration import (
     TEXT_ENCODER,
     TOWER,

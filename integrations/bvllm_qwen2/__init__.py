@@ -5,7 +5,7 @@ Importing it makes the model known to transformers' Auto classes.
 
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from bvllm_adapters.hosts import Host
+from bvllm_adapters.hosts.host import Host
 from bvllm_qwen2.build import build
 from bvllm_qwen2.chat import CHAT_TEMPLATE
 from bvllm_qwen2.configuration import BvllmQwen2Config, EvaVisionConfig, TimmVisionConfig

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from bvllm_adapters.config import BalancedTokenizerConfig, check_count
-from bvllm_adapters.language_model import CACHE_NAMES
+from bvllm_adapters.hosts.language_model import CACHE_NAMES
 
 QWEN2_7B: dict[str, Any] = {
     "vocab_size": 152064,

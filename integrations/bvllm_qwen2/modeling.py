@@ -14,13 +14,13 @@ from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from bvllm_adapters.balanced_tokenizer import BalancedTokenizer
-from bvllm_adapters.device import device_of
-from bvllm_adapters.encoding import encode_pixels
 from bvllm_adapters.features import FrameFeatures, VisualTokens
 from bvllm_adapters.frame_selector import FrameSelector
-from bvllm_adapters.language_model import CACHE_NAMES, cache_name, one_cache
+from bvllm_adapters.hosts.language_model import CACHE_NAMES, cache_name, one_cache
+from bvllm_adapters.hosts.splice import PaddingSide, SplicedPrompts, placeholder_rows, splice
+from bvllm_adapters.seeing.encoding import encode_pixels
 from bvllm_adapters.spatial_sampler import SpatialSampler
-from bvllm_adapters.splice import PaddingSide, SplicedPrompts, placeholder_rows, splice
+from bvllm_adapters.weights.device import device_of
 from bvllm_qwen2.configuration import BvllmQwen2Config, EvaVisionConfig
 from bvllm_qwen2.inputs import visual_inputs
 from bvllm_qwen2.vision_tower import VisionTower, init_eva

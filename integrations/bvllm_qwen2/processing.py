@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
 
 from bvllm_adapters.question import QuestionTokenizer, pad
-from bvllm_adapters.video import Video, read_video
+from bvllm_adapters.video.read import Video, read_video
 from bvllm_qwen2.chat import (
     CHAT_TEMPLATE,
     IMAGE_TOKEN,

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from bvllm_adapters.config import BalancedTokenizerConfig
-from bvllm_adapters.device import device_of
 from bvllm_adapters.features import VisualTokens
 from bvllm_adapters.question import pad
+from bvllm_adapters.weights.device import device_of
 from bvllm_qwen2.chat import VIDEO_TOKEN, without_placeholders
 from bvllm_qwen2.modeling import BvllmQwen2ForConditionalGeneration
 from bvllm_qwen2.processing import BvllmQwen2Processor

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import CLIPVisionConfig, Qwen2Config
 
-from bvllm_adapters.tiny_tokenizer import tiny_tokenizer
+from bvllm_adapters.hosts.tiny_tokenizer import tiny_tokenizer
 from bvllm_qwen2.configuration import BvllmQwen2Config
 from bvllm_qwen2.modeling import BvllmQwen2ForConditionalGeneration
 from bvllm_qwen2.processing import BvllmQwen2Processor, image_processor_for

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bvllm_adapters.frames import Video
 from bvllm_adapters.question import QuestionTokenizer, pad
 from bvllm_adapters.training.host import Example
+from bvllm_adapters.video.frames import Video
 from bvllm_qwen2.processing import BvllmQwen2Processor
 
 

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from bvllm_adapters.checkpoint import load_strictly, read_pickle
-from bvllm_adapters.eva import eva_name, resized_positions
+from bvllm_adapters.weights.checkpoint import load_strictly, read_pickle
+from bvllm_adapters.weights.eva import eva_name, resized_positions
 from bvllm_qwen2.configuration import EvaVisionConfig
 from bvllm_qwen2.vision_tower import build_eva_tower
 

@@ -4,7 +4,7 @@ Importing it is cheap: transformers, timm and the models are imported when they 
 The model classes are in `bvllm_videollama2.modeling`.
 """
 
-from bvllm_adapters.hosts import Host
+from bvllm_adapters.hosts.host import Host
 from bvllm_videollama2.shim import Videollama2Host
 
 __all__ = ["HOST"]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bvllm_adapters.language_model import cache_name, language_class, one_cache
+from bvllm_adapters.hosts.language_model import cache_name, language_class, one_cache
 from bvllm_videollama2.inputs import Visual, positions, prompts_to_continue
 
 

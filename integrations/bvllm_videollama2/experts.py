@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from bvllm_adapters.checkpoint import CheckpointError, Named
+from bvllm_adapters.weights.checkpoint import CheckpointError, Named
 
 _EXPERT = re.compile(r"(.*)\.block_sparse_moe\.experts\.(\d+)\.(w[123])\.weight")
 

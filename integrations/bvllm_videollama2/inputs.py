@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bvllm_adapters.hosts.splice import placeholder_rows, splice
 from bvllm_adapters.question import IGNORED_LABEL
-from bvllm_adapters.splice import placeholder_rows, splice
 
 IMAGE, VIDEO = -200, -201
 PLACEHOLDERS = (IMAGE, VIDEO)

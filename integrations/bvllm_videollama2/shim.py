@@ -11,13 +11,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from bvllm_adapters.clip import has_cls
 from bvllm_adapters.config import BalancedTokenizerConfig
-from bvllm_adapters.device import device_of
+from bvllm_adapters.context import asked
 from bvllm_adapters.features import VisualTokens
-from bvllm_adapters.language_model import bare_language_model
-from bvllm_adapters.question import QuestionTokenizer, asked, pad
-from bvllm_adapters.splice import placeholder_rows, splice
+from bvllm_adapters.hosts.language_model import bare_language_model
+from bvllm_adapters.hosts.splice import placeholder_rows, splice
+from bvllm_adapters.question import QuestionTokenizer, pad
+from bvllm_adapters.weights.clip import has_cls
+from bvllm_adapters.weights.device import device_of
 from bvllm_videollama2.calls import Calls
 from bvllm_videollama2.frame_features import frame_features, frames_of, look
 from bvllm_videollama2.inputs import (

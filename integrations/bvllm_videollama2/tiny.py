@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from bvllm_adapters.tiny_tokenizer import tiny_tokenizer
+from bvllm_adapters.hosts.tiny_tokenizer import tiny_tokenizer
 from bvllm_videollama2.modeling import MODELS, Videollama2MetaForCausalLM
 
 TOWERS = {

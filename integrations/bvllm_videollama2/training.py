@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from bvllm_adapters.frames import Video
 from bvllm_adapters.training.host import Example
+from bvllm_adapters.video.frames import Video
 from bvllm_videollama2.inputs import PLACEHOLDERS
 from bvllm_videollama2.preprocessing import Videollama2Processor
 from bvllm_videollama2.prompts import TAGS

@@ -19,15 +19,15 @@ from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from torch import Tensor
 from transformers import GenerationConfig
 
-from bvllm_adapters.checkpoint import (
+from bvllm_adapters.weights.checkpoint import (
     Named,
     has_weights,
     load_strictly,
     read_tensors,
     weight_files,
 )
-from bvllm_adapters.hub import local_folder
-from bvllm_adapters.lora import merge_lora
+from bvllm_adapters.weights.hub import local_folder
+from bvllm_adapters.weights.merged_lora import merge_lora
 from bvllm_videollama2.configuration import tower_folder
 from bvllm_videollama2.experts import together
 from bvllm_videollama2.modeling import MODELS, Videollama2MetaForCausalLM

@@ -8,8 +8,8 @@ from media import numbers, write_video
 from PIL import Image
 
 from bvllm_adapters.bench.clips import at_least
-from bvllm_adapters.frames import VideoError
-from bvllm_adapters.video import read_video
+from bvllm_adapters.video.frames import VideoError
+from bvllm_adapters.video.read import read_video
 
 B_FRAMES = {"bf": "2", "b-adapt": "0"}
 BUNNY = Path(__file__).parents[2] / "examples" / "big_buck_bunny.mp4"  # 5.28 s, with B-frames

@@ -18,9 +18,9 @@ from bvllm_adapters.bench.counted import Counter, Setting
 from bvllm_adapters.bench.measure import bench, count, too_large
 from bvllm_adapters.bench.rows import FURTHER_TOKEN, TOTAL
 from bvllm_adapters.bench.shapes import flops_of
-from bvllm_adapters.cli import main
-from bvllm_adapters.needle import DEMO_VIDEO
-from bvllm_adapters.video import VideoError, VideoWarning
+from bvllm_adapters.cli.main import main
+from bvllm_adapters.evaluation.needle import DEMO_VIDEO
+from bvllm_adapters.video.read import VideoError, VideoWarning
 from bvllm_qwen2 import HOST
 
 NEW = 5

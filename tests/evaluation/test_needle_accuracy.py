@@ -10,12 +10,12 @@ import pytest
 import torch
 
 import bvllm_adapters as bvllm
-from bvllm_adapters.cli import main
+from bvllm_adapters.cli.main import main
 from bvllm_adapters.evaluation.methods import METHODS
+from bvllm_adapters.evaluation.needle import make_haystack
 from bvllm_adapters.evaluation.needle_accuracy import evaluate, table
 from bvllm_adapters.evaluation.shipped import with_baselines
-from bvllm_adapters.hosts import find_host
-from bvllm_adapters.needle import make_haystack
+from bvllm_adapters.hosts.find import find_host
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from bvllm_adapters.language_model import CACHE_NAMES, cache_of
+from bvllm_adapters.hosts.language_model import CACHE_NAMES, cache_of
 from bvllm_llama_vid import HOST, LlavaLlamaAttForCausalLM
 from bvllm_llama_vid.context_attention import pool_patches
 from bvllm_llama_vid.tiny import tiny_config

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import bvllm_adapters as bvllm
 from bvllm_adapters import BalancedTokenizer, BalancedTokenizerConfig, FrameFeatures
-from bvllm_adapters.checkpoint import CheckpointError
+from bvllm_adapters.weights.checkpoint import CheckpointError
 from bvllm_llama_vid import HOST
 from bvllm_llama_vid.warm_start import from_llama_vid
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import bvllm_llama_vid.sizes as sizes
 import bvllm_llama_vid.sources as sources
 import bvllm_llama_vid.weights as weights
-from bvllm_adapters.checkpoint import CheckpointError
+from bvllm_adapters.weights.checkpoint import CheckpointError
 from bvllm_llama_vid import HOST, LlavaConfig, LlavaLlamaAttForCausalLM
 from bvllm_llama_vid.tiny import tiny_config
 

@@ -25,9 +25,11 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 import bvllm_adapters as bvllm
-from bvllm_adapters.checkpoint import CheckpointError
-from bvllm_adapters.language_model import bare_language_model
-from bvllm_adapters.question import VOCABULARY, asking, word_piece
+from bvllm_adapters.context import asking
+from bvllm_adapters.hosts.adapter import base_model
+from bvllm_adapters.hosts.language_model import bare_language_model
+from bvllm_adapters.question import VOCABULARY, word_piece
+from bvllm_adapters.weights.checkpoint import CheckpointError
 from bvllm_llama_vid import HOST, frame_indices
 from bvllm_llama_vid.encoding import features_of
 from bvllm_llama_vid.shim import read_question
@@ -57,7 +59,7 @@ def processor(folder: Path) -> Any:
 
 def put_on(model: Any, seed: int = 0, **settings: Any) -> Any:
     """Wrap with louder random weights than a new tokenizer's, so that questions matter."""
-    base = bvllm.hosts.base_model(model)
+    base = base_model(model)
     small = {"num_frames": 4, "tokens_per_frame": 4, "max_tokens": BUDGET}
     config = dataclasses.replace(HOST.config(base), **(small | settings))
     bvllm.wrap(model, config=config, host=NAME)
@@ -240,7 +242,7 @@ def test_labels_follow_the_tokens(wrapped: Any, processor: Any) -> None:
 def test_long_videos_are_encoded_again_where_frames_are_chosen(
     loaded: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bvllm_adapters.encoding.KEEP_FRAMES", 40)
+    monkeypatch.setattr("bvllm_adapters.seeing.encoding.KEEP_FRAMES", 40)
     model = bvllm.wrap(copy.deepcopy(loaded), max_tokens=6)
     features = features_of(model, frames(41))
     assert callable(features.patches)

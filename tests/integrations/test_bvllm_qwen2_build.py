@@ -20,7 +20,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from bvllm_adapters.eva import resized_positions
+from bvllm_adapters.weights.eva import resized_positions
 from bvllm_qwen2 import BvllmQwen2ForConditionalGeneration, EvaVisionConfig, build
 from bvllm_qwen2.tiny import tiny_tokenizer
 from bvllm_qwen2.weights import load_eva, read_state_dict

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import bvllm_adapters as bvllm
-from bvllm_adapters.encoding import Encoding
-from bvllm_adapters.hosts import find_host, host_of
+from bvllm_adapters.hosts.find import find_host, host_of
+from bvllm_adapters.seeing.encoding import Encoding
 from bvllm_qwen2 import HOST
 from bvllm_qwen2.tiny import tiny_model
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bvllm_adapters.language_model import CACHE_NAMES, cache_of
+from bvllm_adapters.hosts.language_model import CACHE_NAMES, cache_of
 
 USER = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 PROMPTS: list[tuple[str, list[str], list[str]]] = [
@@ -110,7 +110,7 @@ def test_patches_of_long_videos_are_kept_where_all_are_mixed(
 ) -> None:
     model, _ = tiny_qwen2
     model.train(change == "training")
-    monkeypatch.setattr("bvllm_adapters.encoding.KEEP_FRAMES", 4)
+    monkeypatch.setattr("bvllm_adapters.seeing.encoding.KEEP_FRAMES", 4)
     if change == "soft":
         tokenizer = model.balanced_tokenizer
         tokenizer.config = replace(tokenizer.config, evaluation="soft")

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, Qwen2ForCausalLM
 
 import bvllm_adapters as bvllm
-from bvllm_adapters.language_model import CACHE_NAMES, cache_of
-from bvllm_adapters.question import asking
+from bvllm_adapters.context import asking
+from bvllm_adapters.hosts.language_model import CACHE_NAMES, cache_of
 from bvllm_adapters.testing import check_budget
 from bvllm_videollama2 import HOST, frame_features
 from bvllm_videollama2.tiny import tiny_checkpoint, tiny_model
@@ -433,7 +433,7 @@ def test_long_videos_give_the_same_without_keeping_patches(
 ) -> None:
     ids = prompt(processor)
     kept = embeds(wrapped, ids, [video(40)])
-    monkeypatch.setattr("bvllm_adapters.encoding.KEEP_FRAMES", 10)
+    monkeypatch.setattr("bvllm_adapters.seeing.encoding.KEEP_FRAMES", 10)
     torch.testing.assert_close(embeds(wrapped, ids, [video(40)]), kept, rtol=0, atol=1e-4)
 
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bvllm_adapters.checkpoint import CheckpointError
+from bvllm_adapters.weights.checkpoint import CheckpointError
 from bvllm_videollama2 import HOST, weights
 from bvllm_videollama2.tiny import TOWERS, tiny_model
 

@@ -15,7 +15,7 @@ from tiny_hosts import TINY_HOSTS, llama_vid, native, videollama2, wrap_small
 
 import bvllm_adapters as bvllm
 from bvllm_adapters import Encoding
-from bvllm_adapters.hosts import host_of
+from bvllm_adapters.hosts.find import host_of
 
 BUNNY = Path(__file__).parents[2] / "examples" / "big_buck_bunny.mp4"
 QUESTIONS = ["What is it?", "", "Who is behind the large tree, and what are they doing there?"]
@@ -68,7 +68,7 @@ def test_a_batch_is_one_at_a_time(host: tuple[Any, Any]) -> None:
 
 
 def test_pixels_in_memory_leave_no_more_than_features(host: tuple[Any, Any]) -> None:
-    from bvllm_adapters.encoding import encode_pixels
+    from bvllm_adapters.seeing.encoding import encode_pixels
 
     model, processor = host
     served_by = host_of(model)
@@ -81,7 +81,7 @@ def test_pixels_in_memory_leave_no_more_than_features(host: tuple[Any, Any]) -> 
 
 def test_asking_is_what_the_models_own_forward_does(host: tuple[Any, Any]) -> None:
     """The features of `open_video` are those that pixels in memory give."""
-    from bvllm_adapters.encoding import encode_pixels
+    from bvllm_adapters.seeing.encoding import encode_pixels
 
     model, processor = host
     served_by = host_of(model)

@@ -9,7 +9,7 @@ import pytest
 from runs import HOSTS, ROWS, talk
 
 import bvllm_adapters as bvllm
-from bvllm_adapters.cli import main
+from bvllm_adapters.cli.main import main
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"

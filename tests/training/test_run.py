@@ -70,7 +70,7 @@ def test_both_stages(host: str, configured: Any, hosts: dict[str, Path], tmp_pat
 
 
 def processor_of(model: Any) -> Any:
-    from bvllm_adapters.hosts import host_of
+    from bvllm_adapters.hosts.find import host_of
 
     return host_of(model).processor(Path(model.name_or_path or model.config._name_or_path))
 

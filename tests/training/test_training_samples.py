@@ -9,7 +9,7 @@ import pytest
 import torch
 from runs import HOSTS, ROWS, talk
 
-from bvllm_adapters.hosts import find_host
+from bvllm_adapters.hosts.find import find_host
 from bvllm_adapters.training.chat import tokenized
 from bvllm_adapters.training.conversations import RowError, parse
 from bvllm_adapters.training.host import Example

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from acme_host.modeling import VIDEO, AcmeVideoForCausalLM
 from bvllm_adapters import BalancedTokenizerConfig, VisualTokens
-from bvllm_adapters.encoding import encode_pixels
 from bvllm_adapters.features import frame_and_patches
+from bvllm_adapters.hosts.splice import splice
 from bvllm_adapters.question import pad
-from bvllm_adapters.splice import splice
+from bvllm_adapters.seeing.encoding import encode_pixels
 
 
 class Overrides:

@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from bvllm_adapters.asked_model import asked_model
 from bvllm_adapters.bench.figure import write_figure
 from bvllm_adapters.bench.measure import QUESTION, bench, count, free_memory
 from bvllm_adapters.bench.published import build, weights_bytes
 from bvllm_adapters.bench.rows import Row
 from bvllm_adapters.bench.table import growth, table
 from bvllm_adapters.bench.unwrapped import own_way
+from bvllm_adapters.cli.asked_model import asked_model
 from bvllm_adapters.config import check_count
-from bvllm_adapters.hosts import base_model
-from bvllm_adapters.needle import DEMO_VIDEO, demo_haystack
-from bvllm_adapters.video import open_source
+from bvllm_adapters.evaluation.needle import DEMO_VIDEO, demo_haystack
+from bvllm_adapters.hosts.adapter import base_model
+from bvllm_adapters.video.read import open_source
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from bvllm_adapters.frames import Frames, Indices
+from bvllm_adapters.video.frames import Frames, Indices
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from bvllm_adapters.conversation import processor_of
-from bvllm_adapters.hosts import TOKENIZER, Wrapped, find_host, load, unwrap, wrap
+from bvllm_adapters.hosts.adapter import TOKENIZER
+from bvllm_adapters.hosts.find import find_host, processor_of
+from bvllm_adapters.hosts.wrap import Wrapped, load, unwrap, wrap
 
 
 def asked_model(

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from bvllm_adapters.frames import (
+from bvllm_adapters.video.frames import (
     Choose,
     Frames,
     FrameSource,

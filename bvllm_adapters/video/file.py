@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from bvllm_adapters.frames import (
+from bvllm_adapters.video.frames import (
     Choose,
     Frames,
     FrameSource,
@@ -23,8 +23,8 @@ from bvllm_adapters.frames import (
     VideoWarning,
     check_positions,
 )
-from bvllm_adapters.groups import by_groups
-from bvllm_adapters.packets import (
+from bvllm_adapters.video.groups import by_groups
+from bvllm_adapters.video.packets import (
     THREADS,
     PacketIndex,
     decode,
@@ -33,7 +33,7 @@ from bvllm_adapters.packets import (
     packets,
     read_index,
 )
-from bvllm_adapters.upright import Upright
+from bvllm_adapters.video.upright import Upright
 
 
 def open_file(path: Path, choose: Choose) -> FrameSource:

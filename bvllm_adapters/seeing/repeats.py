@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from bvllm_adapters.frames import Frames
+from bvllm_adapters.video.frames import Frames
 
 SIDE = 32  # of the thumbnails that are compared
 

@@ -1,4 +1,4 @@
-"""Where a batch's noise comes from, for hosts whose forward() takes no generator."""
+"""What surrounds a call: the question and the noise, for models whose forward() takes neither."""
 
 from __future__ import annotations
 
@@ -7,6 +7,37 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 import torch
+
+_asked: ContextVar[str | tuple[str, ...] | None] = ContextVar("bvllm_question", default=None)
+
+
+@contextmanager
+def asking(question: str | Sequence[str]) -> Iterator[None]:
+    """What is asked, to hosts whose own scripts call the model without saying it.
+
+    Inside the block, in this thread, it goes before whatever could be read from a prompt.
+
+    Args:
+        question: by all prompts of a batch, or that of each.
+    """
+    if not isinstance(question, str):
+        question = tuple(question)
+    token = _asked.set(question)
+    try:
+        yield
+    finally:
+        _asked.reset(token)
+
+
+def asked(prompt: int = 0) -> str | None:
+    """What the innermost `asking` block says of a prompt, by its place in the batch, or None."""
+    said = _asked.get()
+    if not isinstance(said, tuple):
+        return said
+    if prompt >= len(said):
+        raise ValueError(f"question: got {len(said)}, wanted one for each prompt of the batch")
+    return said[prompt]
+
 
 _seeds: ContextVar[tuple[int, ...] | None] = ContextVar("bvllm_noise", default=None)
 

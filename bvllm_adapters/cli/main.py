@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
 
     evaluate = command("evaluate", _evaluate, "measure accuracy on generated videos")
-    evaluate.add_argument("task", choices=["needle"], help="needle: see bvllm_adapters.needle")
+    evaluate.add_argument("task", choices=["needle"], help="needle: digits in photographs")
     _model(evaluate)
     evaluate.add_argument("--seed", type=int, default=0, help="of the videos (0)")
     evaluate.add_argument("--videos", type=int, default=60, help="of each length (60)")
@@ -128,7 +128,7 @@ def _asking(parser: argparse.ArgumentParser) -> None:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from bvllm_adapters.needle import DEMO_VIDEO, demo_haystack
+    from bvllm_adapters.evaluation.needle import DEMO_VIDEO, demo_haystack
 
     haystack = demo_haystack()
     question = haystack.questions[0]
@@ -152,10 +152,10 @@ def _ask(options: argparse.Namespace) -> int:
     # torch and transformers are imported when they are needed: `bvllm --help` answers at once.
     from tqdm import tqdm
 
-    from bvllm_adapters.asked_model import asked_model
+    from bvllm_adapters.cli.asked_model import asked_model
     from bvllm_adapters.conversation import open_video
-    from bvllm_adapters.encoding import Encoding
-    from bvllm_adapters.trace import ledger
+    from bvllm_adapters.ledger import ledger
+    from bvllm_adapters.seeing.encoding import Encoding
 
     model, processor = asked_model(options.model, options.adapter)
     encoding = Encoding(skip_similar=options.skip_similar)
@@ -194,7 +194,8 @@ def _ask(options: argparse.Namespace) -> int:
 
 
 def _hosts(options: argparse.Namespace) -> int:
-    from bvllm_adapters.hosts import HostError, find_host, list_hosts
+    from bvllm_adapters.hosts.find import find_host, list_hosts
+    from bvllm_adapters.hosts.host import HostError
 
     failed = 0
     for info in list_hosts():
@@ -229,7 +230,7 @@ def _train(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from bvllm_adapters.asked_model import asked_model
+    from bvllm_adapters.cli.asked_model import asked_model
     from bvllm_adapters.evaluation.needle_accuracy import evaluate, table
     from bvllm_adapters.evaluation.shipped import with_baselines
 
@@ -257,7 +258,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from bvllm_adapters.bench.command import run
+    from bvllm_adapters.cli.bench import run
 
     return run(options)
 

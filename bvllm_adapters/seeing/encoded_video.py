@@ -1,29 +1,28 @@
-"""Seeing: the frames of a video -> FrameFeatures, in memory that does not grow with the video.
+"""What has been seen of one video: its frames' features, and patches kept or looked at again.
 
-Pass 1 looks at all frames, a chunk at a time, for the feature of each by which frames are chosen.
-Patches are kept while they are few; of a longer video, pass 2 looks at the chosen frames again. A
-scout, where the tokenizer has one, does pass 1 at a fraction of the tower's work.
-
-Axes: T frames, H and W of the picture, S the tower's image size, P patches, C vision width.
+Axes: T frames, S the tower's image size, P patches, C vision width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bvllm_adapters.config import check_count
 from bvllm_adapters.features import FrameFeatures
-from bvllm_adapters.fingerprint import path_stamp
-from bvllm_adapters.frames import (
+from bvllm_adapters.ledger import stage
+from bvllm_adapters.seeing import encoding
+from bvllm_adapters.seeing.encoding import Encoding, needs_all_patches
+from bvllm_adapters.seeing.fingerprint import path_stamp
+from bvllm_adapters.seeing.memory import GrowingRows, LookAgain, in_chunks
+from bvllm_adapters.seeing.repeats import Repeats
+from bvllm_adapters.seeing.sight import Sight
+from bvllm_adapters.video.frames import (
     Frames,
     FrameSource,
     Indices,
@@ -31,148 +30,7 @@ from bvllm_adapters.frames import (
     SourceChanged,
     VideoError,
 )
-from bvllm_adapters.growing import GrowingRows
-from bvllm_adapters.patches import LookAgain, in_chunks
-from bvllm_adapters.prefetch import ahead
-from bvllm_adapters.repeats import Repeats
-from bvllm_adapters.trace import stage
-
-KEEP_FRAMES = 1024
-"""Patches of longer videos are not kept: to look at 32 chosen frames again costs at most 3 % of
-looking at all of these, and then memory need not grow."""
-
-Patches = Literal["auto", "keep", "again"]
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """How the frames of a video are encoded.
-
-    Args:
-        patches: of all frames: "keep" them, or look at chosen frames "again"; "auto": keep those
-            of up to 1024 frames, if they fit into device_bytes + host_bytes. With a scout there
-            are none to keep, and it is always "again". Whatever it says, all are kept of a stream
-            without a scout, which cannot be looked at again, and where choices are soft (by
-            `evaluation`, or without a selector), which mix all frames.
-        device_bytes: of kept patches that stay on the device; the rest go to the CPU's memory.
-        host_bytes: of kept patches there; a limit for "auto" only.
-        cache_bytes: of patches of frames looked at again, kept for the next question.
-        skip_similar: a frame that differs by no more than this from the last one that was looked
-            at shares what was seen of that; in levels of 255, the mean over a 32 x 32 thumbnail.
-            None: all are looked at. Changes results.
-        chunk_size: frames that are looked at at a time.
-        prefetch: chunks decoded ahead of the tower, in another thread; 0: in the same.
-
-    Raises:
-        ValueError, TypeError: naming the argument, what came and what was wanted.
-    """
-
-    patches: Patches = "auto"
-    device_bytes: int = 2**30
-    host_bytes: int = 2**32
-    cache_bytes: int = 2**28
-    skip_similar: float | None = None
-    chunk_size: int = 16
-    prefetch: int = 2
-
-    def __post_init__(self) -> None:
-        if self.patches not in get_args(Patches):
-            raise ValueError(f"patches: got {self.patches!r}, wanted one of {get_args(Patches)}")
-        for name in ("device_bytes", "host_bytes", "cache_bytes", "prefetch"):
-            check_count(name, getattr(self, name), least=0)
-        check_count("chunk_size", self.chunk_size)
-        if self.skip_similar is not None and not self.skip_similar >= 0:
-            raise ValueError(f"skip_similar: got {self.skip_similar}, wanted a number >= 0 or None")
-
-
-def needs_all_patches(tokenizer: Any) -> bool:
-    """Whether a BalancedTokenizer mixes patches of all frames, as soft choices do."""
-    if tokenizer.frame_selector is None:
-        return True
-    soft = tokenizer.training or tokenizer.config.evaluation != "hard"
-    return soft and tokenizer.config.selection_support is None
-
-
-def encode_pixels(
-    look: Callable[[Tensor], tuple[Tensor, Tensor]],
-    pixels: Tensor,
-    seconds: Tensor | None,
-    tokenizer: Any,
-    *,
-    chunk_size: int = 16,
-) -> FrameFeatures:
-    """Features of frames that are pixels already, as the forward() of a model gets them.
-
-    Args:
-        look: (k, 3, S, S) pixels -> (k, C) frame features, (k, P, C) patches.
-        pixels: (T, 3, S, S). seconds: (T,) their times; None: one a second.
-        tokenizer: the BalancedTokenizer that the features are for.
-    """
-    scout = tokenizer.scout
-    # In training the second look is what a limited support of choices is for.
-    few = len(pixels) <= KEEP_FRAMES and not tokenizer.training
-    keep = needs_all_patches(tokenizer) or (scout is None and few)
-    cls, kept = [], []
-    for chunk in pixels.split(chunk_size):
-        if scout is not None:
-            cls.append(scout(chunk, look).clone())
-        if scout is None or keep:
-            feature, patches = look(chunk)
-            if scout is None:
-                cls.append(feature.clone())  # it may be a view, which holds all it is of
-            if keep:
-                kept.append(patches)
-
-    def look_again(indices: Tensor) -> Tensor:
-        chosen = pixels[indices.to(pixels.device)]
-        return torch.cat([look(chunk)[1] for chunk in chosen.split(chunk_size)])
-
-    return FrameFeatures(
-        torch.cat(cls),
-        torch.cat(kept) if keep else look_again,
-        seconds,  # type: ignore[arg-type]
-    )
-
-
-class Sight:
-    """How one model sees: frames to pixels, pixels to features; each step booked in the ledger.
-
-    Args:
-        host, model, processor: see `bvllm_adapters.hosts.Host`; the model has its tokenizer.
-    """
-
-    def __init__(self, host: Any, model: Any, processor: Any) -> None:
-        self.host, self.model, self.processor = host, model, processor
-        self.tower_passes = 0
-
-    @property
-    def tokenizer(self) -> Any:
-        return self.model.balanced_tokenizer
-
-    @property
-    def scout(self) -> Any:
-        return self.tokenizer.scout
-
-    def pixels(self, frames: Sequence[Frames], *, is_image: bool = False) -> Tensor:
-        """(H, W, 3) uint8 frames of one size -> (k, 3, S, S) pixels of the tower."""
-        with stage("preprocess", on_device=False):
-            pixels: Tensor = self.host.pixels(self.processor, np.stack(frames), is_image=is_image)
-            return pixels
-
-    @torch.no_grad()
-    def look(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """(k, 3, S, S) -> (k, C) frame features, (k, P, C) patches: the whole tower."""
-        with stage("tower"):
-            self.tower_passes += len(pixels)
-            feature, patches = self.host.look(self.model, pixels)
-            return feature, patches
-
-    @torch.no_grad()
-    def glance(self, pixels: Tensor) -> Tensor:
-        """(k, 3, S, S) -> (k, C') features that frames are chosen by: the scout."""
-        with stage("scout"):
-            feature: Tensor = self.scout(pixels, partial(self.host.look, self.model))
-            return feature
+from bvllm_adapters.video.prefetch import ahead
 
 
 class EncodedVideo:
@@ -344,7 +202,7 @@ class EncodedVideo:
         if self.source is None or needs_all_patches(self.sight.tokenizer):
             return True
         room = self.options.device_bytes + self.options.host_bytes
-        fits = len(self) <= KEEP_FRAMES and len(self) * frame_bytes <= room
+        fits = len(self) <= encoding.KEEP_FRAMES and len(self) * frame_bytes <= room
         return how == "keep" or (how == "auto" and fits)
 
     def check_source(self) -> None:

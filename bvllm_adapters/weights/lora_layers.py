@@ -1,7 +1,7 @@
 """LoRA layers that stay beside a model's weights: put in, taken out, kept in peft's layout.
 
-They belong to an adapter, so they come and go with it; `bvllm_adapters.lora` merges a published
-LoRA into a model for good.
+They belong to an adapter, so they come and go with it; `merged_lora` merges a published LoRA into a
+model for good.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bvllm_adapters.checkpoint import CheckpointError, read_tensors
+from bvllm_adapters.weights.checkpoint import CheckpointError, read_tensors
 
 FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."  # peft's, before every name

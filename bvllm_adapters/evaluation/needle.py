@@ -24,7 +24,7 @@ from PIL import Image
 
 from bvllm_adapters.config import check_count
 
-DATA = Path(__file__).parent / "data" / "needle"
+DATA = Path(__file__).parents[1] / "data" / "needle"
 DEMO_VIDEO = DATA.parent / "needles.mp4"
 TRAIN_DIGITS = 1400  # of 1797; the rest, by other hands, are for testing
 COLORS = {

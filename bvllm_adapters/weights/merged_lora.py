@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from bvllm_adapters.checkpoint import CheckpointError, read_tensors
+from bvllm_adapters.weights.checkpoint import CheckpointError, read_tensors
 
 FILES = ("adapter_model.safetensors", "adapter_model.bin")
 PREFIX = "base_model.model."

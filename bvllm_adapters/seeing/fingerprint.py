@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bvllm_adapters.frames import FrameSource
+from bvllm_adapters.video.frames import FrameSource
 
 PLACES = 8191  # that a checksum tells apart, a prime
 _WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from bvllm_adapters.device import device_of
 from bvllm_adapters.scout import check_pixels
+from bvllm_adapters.weights.device import device_of
 
 
 def hidden_state(encoder: Any, pixels: Tensor, layer: int) -> Tensor:

@@ -18,7 +18,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from bvllm_adapters.config import check_count
-from bvllm_adapters.frames import (
+from bvllm_adapters.video.file import open_file
+from bvllm_adapters.video.frames import (
     FrameSource,
     Indices,
     Progress,
@@ -29,8 +30,7 @@ from bvllm_adapters.frames import (
     VideoWarning,
     load,
 )
-from bvllm_adapters.stills import stills_at, stills_in
-from bvllm_adapters.video_file import open_file
+from bvllm_adapters.video.stills import stills_at, stills_in
 
 __all__ = [
     "FrameSource",

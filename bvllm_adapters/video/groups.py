@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bvllm_adapters.dependence import dependence
-from bvllm_adapters.frames import Frames, Indices
-from bvllm_adapters.packets import THREADS, Groups, PacketIndex, decode, open_video
-from bvllm_adapters.prefetch import ahead
-from bvllm_adapters.upright import Upright
+from bvllm_adapters.video.dependence import dependence
+from bvllm_adapters.video.frames import Frames, Indices
+from bvllm_adapters.video.packets import THREADS, Groups, PacketIndex, decode, open_video
+from bvllm_adapters.video.prefetch import ahead
+from bvllm_adapters.video.upright import Upright
 
 if TYPE_CHECKING:
     from av.container import InputContainer

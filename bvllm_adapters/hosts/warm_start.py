@@ -16,9 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from bvllm_adapters.balanced_tokenizer import BalancedTokenizer
-from bvllm_adapters.checkpoint import CheckpointError, read_pickle, read_tensors, weight_files
 from bvllm_adapters.config import BalancedTokenizerConfig
-from bvllm_adapters.qformer_weights import INSTRUCTBLIP_NAMES, LAVIS_NAMES, renamed
+from bvllm_adapters.weights.checkpoint import (
+    CheckpointError,
+    read_pickle,
+    read_tensors,
+    weight_files,
+)
+from bvllm_adapters.weights.qformer_names import INSTRUCTBLIP_NAMES, LAVIS_NAMES, renamed
 
 Weights = Mapping[str, Tensor] | nn.Module | str | Path
 """A state dict, a model, or a file or folder of weights."""

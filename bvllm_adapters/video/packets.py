@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from bvllm_adapters.dependence import dependence
-from bvllm_adapters.frames import Indices, Times, VideoError
-from bvllm_adapters.upright import turn_of
+from bvllm_adapters.video.dependence import dependence
+from bvllm_adapters.video.frames import Indices, Times, VideoError
+from bvllm_adapters.video.upright import turn_of
 
 if TYPE_CHECKING:
     from av.container import InputContainer

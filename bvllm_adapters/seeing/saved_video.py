@@ -10,15 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bvllm_adapters.device import device_of
-from bvllm_adapters.encoding import EncodedVideo
-from bvllm_adapters.feature_file import read, write
-from bvllm_adapters.fingerprint import frames_fingerprint, path_fingerprint, weights_fingerprint
-from bvllm_adapters.frames import Frames, FrameSource, Indices, SourceChanged, VideoError
-from bvllm_adapters.hosts import tokenizer_of
-from bvllm_adapters.video import open_source
+from bvllm_adapters.hosts.adapter import tokenizer_of
+from bvllm_adapters.seeing.encoded_video import EncodedVideo
+from bvllm_adapters.seeing.fingerprint import (
+    frames_fingerprint,
+    path_fingerprint,
+    weights_fingerprint,
+)
+from bvllm_adapters.video.frames import Frames, FrameSource, Indices, SourceChanged, VideoError
+from bvllm_adapters.video.read import open_source
+from bvllm_adapters.weights.checkpoint import CheckpointError
+from bvllm_adapters.weights.device import device_of
+
+FORMAT = "bvllm_features/1"
 
 
 @dataclass(frozen=True)
@@ -88,7 +96,7 @@ def save_features(
         "frame_count": len(encoded) if source is None else source.frame_count,
         "duration": encoded.seconds[-1] if source is None else source.duration,
     }
-    write(file, state, about)
+    _write(file, state, about)
 
 
 def _known(encoded: EncodedVideo, origin: Origin, *, needed: bool) -> Origin:
@@ -120,7 +128,7 @@ def load_features(
     Raises:
         CheckpointError, ValueError: see `bvllm_adapters.conversation.load_video`.
     """
-    state, about = read(file)
+    state, about = _read(file)
     for name, wanted in seen_by.items():
         if about.get(name) != wanted:
             raise ValueError(
@@ -185,3 +193,36 @@ def _fingerprint(source: FrameSource, path: Path | None) -> str:
     if path is None:
         return f"frames {frames_fingerprint(source)}"
     return f"path {path_fingerprint(path)}"
+
+
+def _write(file: str | Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+    """Tensors and what is known about them, as JSON.
+
+    Raises:
+        ValueError: the file's folder is not there.
+    """
+    if not Path(file).parent.is_dir():
+        raise ValueError(f"file: got {file}, wanted one in a folder that is there")
+    metadata = {"format": FORMAT, "about": json.dumps(about)}
+    save_file({name: value.contiguous() for name, value in tensors.items()}, file, metadata)
+
+
+def _read(file: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `_write` wrote.
+
+    Raises:
+        CheckpointError: for another kind of file, or a damaged one.
+    """
+    try:
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise CheckpointError(
+                    f"{file}: got a file of format {metadata.get('format')!r}, wanted {FORMAT!r}"
+                )
+            # Copied: what is mapped is gone if the file is cut short, and the process with it.
+            tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file}: cannot be read ({error})") from error
+    about: dict[str, Any] = json.loads(metadata["about"])
+    return tensors, about

@@ -1,0 +1,116 @@
+"""Finding the host that serves a model.
+
+A host is an object that an installed distribution publishes under the entry-point group
+`bvllm_adapters.hosts`, by the class name of the models it serves. Nothing is imported until a
+model of that class is asked for. integrations/README.md says how to add one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, cast
+
+from torch import nn
+
+from bvllm_adapters.hosts.adapter import base_model
+from bvllm_adapters.hosts.host import API, Host, HostError
+
+GROUP = "bvllm_adapters.hosts"
+
+
+@dataclass(frozen=True)
+class HostInfo:
+    """A published host: model class, where its object lies, and who published it."""
+
+    name: str
+    value: str
+    distribution: str
+
+    def __str__(self) -> str:
+        return f"{self.value} of {self.distribution}"
+
+
+def list_hosts() -> list[HostInfo]:
+    """All published hosts by model class; imports none of them."""
+    return sorted(
+        {_info(entry) for entry in entry_points(group=GROUP)}, key=lambda h: (h.name, h.value)
+    )
+
+
+def _info(entry: EntryPoint) -> HostInfo:
+    dist = entry.dist
+    return HostInfo(
+        entry.name,
+        entry.value,
+        f"{dist.name} {dist.version}" if dist else "an unknown distribution",
+    )
+
+
+def find_host(name: str) -> Host:
+    """The host published for the model class `name`, imported now; or `name` = "module:OBJECT".
+
+    Raises:
+        HostError: unknown, published twice, broken, or written for another protocol version.
+    """
+    if ":" in name:
+        return _import(HostInfo(name, name, "no distribution, asked for by name"))
+    published = list_hosts()
+    claims = [info for info in published if info.name == name]
+    if not claims:
+        known = sorted({info.name for info in published})
+        raise HostError(f"no host serves the model class {name}; installed hosts serve {known}")
+    if len(claims) > 1:
+        raise HostError(
+            f"several hosts serve the model class {name}: {', '.join(map(str, claims))}; "
+            f"uninstall all but one, or choose with host='{claims[0].value}'"
+        )
+    return _import(claims[0])
+
+
+def _import(info: HostInfo) -> Host:
+    module, _, attribute = info.value.partition(":")
+    try:
+        host: Any = import_module(module)
+        for part in attribute.split("."):
+            host = getattr(host, part)
+    except Exception as error:  # whatever a foreign module raises, the message must say whose it is
+        raise HostError(f"host {info.name} ({info}) is broken: {error!r}") from error
+    api = getattr(host, "api", None)
+    if api != API:
+        raise HostError(f"host {info.name} ({info}) speaks host API {api}, this is {API}")
+    wanted = [name for name in vars(Host) if not name.startswith("_")]
+    missing = [name for name in ("overrides", *wanted) if not hasattr(host, name)]
+    if missing:
+        raise HostError(f"host {info.name} ({info}) is broken: it lacks {missing}")
+    return cast(Host, host)
+
+
+def host_of(model: nn.Module) -> Host:
+    """The host of a live model: that of the first published name among its class and bases."""
+    wrapped_by: Host | None = getattr(model, "_bvllm_host", None)
+    if wrapped_by is not None:
+        return wrapped_by
+    published = {info.name for info in list_hosts()}
+    names = [cls.__name__ for cls in type(model).__mro__]
+    for name in names:
+        if name in published:
+            return find_host(name)
+    raise HostError(
+        f"no host serves a {names[0]} or a class it derives from; "
+        f"installed hosts serve {sorted(published)}"
+    )
+
+
+def processor_of(model: nn.Module) -> Any:
+    """Tokenizer and image processor that lie beside the checkpoint a model was loaded from."""
+    base = base_model(model)
+    folder = Path(str(getattr(base, "name_or_path", "") or ""))
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            "processor: got None, and the model was not loaded from a folder that still holds "
+            "one; wanted processor="
+        )
+    return host_of(base).processor(folder)

@@ -1,0 +1,73 @@
+"""What a host says about the models it serves: the protocol that integrations are written for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from bvllm_adapters.config import BalancedTokenizerConfig
+from bvllm_adapters.features import VisualTokens
+
+API = 2
+
+
+class HostError(ValueError):
+    """No host, a broken one, or several for one class; says which distribution is to blame."""
+
+
+class Host(Protocol):
+    """What a host says about the models it serves.
+
+    Where a checkpoint brings a WordPiece vocabulary of its own for the question, the host also has
+    `question_tokenizer(model, max_length) -> QuestionTokenizer`. Where its models can be trained
+    here, it has `training(processor) -> HostTraining`, see `bvllm_adapters.training.host`.
+    """
+
+    api: int
+    """The version of this protocol it was written for: 2."""
+
+    overrides: type
+    """A mixin whose methods replace the model's while it is wrapped; they use
+    `self.balanced_tokenizer`. Each begins with a list of what it changes."""
+
+    def load(self, folder: Path, *, dtype: torch.dtype, **options: Any) -> nn.Module:
+        """The model of a published checkpoint folder, complete or an error. A host whose
+        checkpoints may hold only part of a model takes `base=`, where the rest is."""
+
+    def processor(self, folder: Path) -> Any:
+        """What `pixels` and `answers` need beside the model: tokenizer and image processor."""
+
+    def config(self, model: Any) -> BalancedTokenizerConfig:
+        """Settings that fit this model: its widths, and whether its tower has a CLS token."""
+
+    def tower(self, model: Any) -> nn.Module:
+        """The vision encoder, a part of the model."""
+
+    def pixels(
+        self, processor: Any, frames: npt.NDArray[np.uint8], *, is_image: bool = False
+    ) -> Tensor:
+        """(k, H, W, 3) RGB frames of a video, or an image -> (k, 3, S, S) pixels of the tower."""
+
+    def look(self, model: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """(k, 3, S, S) pixels -> (k, C) a feature of each frame, (k, P, C) its patches.
+
+        The feature is what the config's `frame_feature` says: the tower's CLS token, or the mean
+        or maximum of the patches; `bvllm_adapters.features.frame_and_patches` takes them apart.
+        """
+
+    def answers(
+        self,
+        model: Any,
+        processor: Any,
+        questions: Sequence[str],
+        tokens: Sequence[VisualTokens],
+        **generate: Any,
+    ) -> list[str]:
+        """What the model says to each question, of its visual tokens; in one batch. `generate`
+        goes to its generate()."""
