@@ -73,17 +73,6 @@ def pooled(encoder: Any, pixels: Tensor) -> Tensor:
     return feature.flatten(1)
 
 
-def check_pixels(name: str, pixels: Tensor, image_size: int, patch_size: int) -> None:
-    """ValueError unless a tower takes them: of its size or, by a scout, a smaller whole grid."""
-    side = pixels.shape[-1]
-    sizes = (*range(patch_size, image_size, patch_size), image_size)
-    if pixels.dim() != 4 or tuple(pixels.shape[1:]) != (3, side, side) or side not in sizes:
-        raise ValueError(
-            f"{name}: got shape {tuple(pixels.shape)}, wanted (k, 3, {image_size}, {image_size}), "
-            f"or smaller by multiples of {patch_size}"
-        )
-
-
 def build_encoder(name: str, config: ScoutConfig) -> nn.Module:
     """An image model with random weights, which was tried on an image of the config's size."""
     make = _of_timm(name) if config.library == "timm" else _of_transformers(name)

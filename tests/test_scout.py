@@ -16,8 +16,9 @@ import bvllm_adapters as bvllm
 from bvllm_adapters import BalancedTokenizer, BalancedTokenizerConfig
 from bvllm_adapters.config import ScoutConfig
 from bvllm_adapters.hosts.find import host_of
-from bvllm_adapters.scout import Scout, check_pixels
+from bvllm_adapters.scout import Scout
 from bvllm_adapters.seeing.encoding import encode_pixels
+from bvllm_adapters.weights.towers import check_pixels
 
 BUNNY = Path(__file__).parents[1] / "examples" / "big_buck_bunny.mp4"
 QUESTION = "Who is behind the large tree?"

@@ -6,9 +6,8 @@ D hidden size of the language model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -20,7 +19,7 @@ from bvllm_adapters.build import build_projection
 from bvllm_adapters.features import Selection, VisualTokens
 from bvllm_adapters.hosts.adapter import TOKENIZER
 from bvllm_adapters.hosts.find import host_of
-from bvllm_adapters.hosts.host import Host
+from bvllm_adapters.hosts.host import Host, OwnWay
 from bvllm_adapters.ledger import answering, stage
 from bvllm_adapters.video.frames import Frames, FrameSource
 from bvllm_adapters.video.prefetch import ahead
@@ -28,44 +27,20 @@ from bvllm_adapters.video.prefetch import ahead
 CHUNK = 16  # frames that the tower sees at a time, as many as under a budget
 
 
-@dataclass(frozen=True)
-class OwnWay:
-    """How a host makes visual tokens without a budget.
-
-    Args:
-        name: for people. see: (k, 3, S, S) pixels -> (k, P, C) features, by the tower.
-        make: (T, P, C) features and the question -> (N, D) visual tokens.
-    """
-
-    name: str
-    see: Callable[[Tensor], Tensor]
-    make: Callable[[Tensor, str], Tensor]
-
-
 def own_way(model: Any) -> OwnWay:
-    """That of VideoLLaMA2 and LLaMA-VID, by the methods that upstream gives them.
+    """As its host says.
 
-    Other models, as the standalone ones, know no way but the budget: all patches of all frames
-    then go to the language model, through a projection of the tokenizer's kind and random weights.
+    Models of a host that says nothing, as the standalone ones, know no way but the budget: all
+    patches of all frames then go to the language model, through a projection of the tokenizer's
+    kind and random weights.
 
     Args:
         model: wrapped or native.
     """
-    if hasattr(model, "temporal_aggregator"):
-        return OwnWay(
-            "its own projector, on all frames",
-            model.get_vision_tower(),
-            lambda features, question: model.temporal_aggregator(features[None])[0],
-        )
-    if hasattr(model, "vlm_attention"):
-        return OwnWay(
-            "its own tokens of each frame",
-            model.get_vision_tower(),
-            lambda features, question: model.vlm_attention(features, [[question]], [len(features)])[
-                0
-            ][0],
-        )
-    host = host_of(model)
+    host: Any = host_of(model)
+    if hasattr(host, "own_way"):
+        way: OwnWay = host.own_way(model)
+        return way
     config = getattr(model, TOKENIZER).config
     projection = build_projection(config, config.vision_width)
     projection.requires_grad_(False).to(model.get_input_embeddings().weight)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +28,10 @@ class Host(Protocol):
     Where a checkpoint brings a WordPiece vocabulary of its own for the question, the host also has
     `question_tokenizer(model, max_length) -> QuestionTokenizer`. Where its models can be trained
     here, it has `training(processor) -> HostTraining`, see `bvllm_adapters.training.host`.
+
+    For `bvllm bench` it may have: `own_way(model) -> OwnWay`, how its models go without a budget;
+    `published`, model class -> fields of the config that was published; and
+    `parts(name, fields) -> (model class, config, processor)` of a model of such fields.
     """
 
     api: int
@@ -71,3 +76,17 @@ class Host(Protocol):
     ) -> list[str]:
         """What the model says to each question, of its visual tokens; in one batch. `generate`
         goes to its generate()."""
+
+
+@dataclass(frozen=True)
+class OwnWay:
+    """How a host makes visual tokens without a budget.
+
+    Args:
+        name: for people. see: (k, 3, S, S) pixels -> (k, P, C) features, by the tower.
+        make: (T, P, C) features and the question -> (N, D) visual tokens.
+    """
+
+    name: str
+    see: Callable[[Tensor], Tensor]
+    make: Callable[[Tensor, str], Tensor]

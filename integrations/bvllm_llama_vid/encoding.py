@@ -12,8 +12,8 @@ from torch import Tensor
 
 from bvllm_adapters.features import FrameFeatures, frame_and_patches
 from bvllm_adapters.seeing.encoding import encode_pixels
-from bvllm_adapters.weights.clip import hidden_state
 from bvllm_adapters.weights.device import device_of
+from bvllm_adapters.weights.towers import hidden_state
 
 
 def features_of(model: Any, frames: Tensor) -> FrameFeatures:

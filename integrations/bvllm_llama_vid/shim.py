@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bvllm_adapters.config import BalancedTokenizerConfig
 from bvllm_adapters.context import asked
 from bvllm_adapters.features import VisualTokens
+from bvllm_adapters.hosts.host import OwnWay
 from bvllm_adapters.hosts.language_model import bare_language_model
 from bvllm_adapters.hosts.splice import splice
 from bvllm_adapters.question import QuestionTokenizer, pad, question_from_prompt
@@ -25,6 +26,7 @@ from bvllm_llama_vid.encoding import features_of, look
 from bvllm_llama_vid.inputs import VisualRow, is_placeholder, mask_of_words, visual_rows
 from bvllm_llama_vid.preprocessing import LlamaVidProcessor, tokenizer_of
 from bvllm_llama_vid.prompt_tokenizer import IMAGE_TOKEN
+from bvllm_llama_vid.published import PUBLISHED, parts
 from bvllm_llama_vid.sizes import live_text_sizes
 
 if TYPE_CHECKING:
@@ -164,6 +166,8 @@ class LlamaVidHost:
 
     api = 2
     overrides: type = Overrides
+    published = PUBLISHED
+    parts = staticmethod(parts)
 
     def load(self, folder: Path, *, dtype: torch.dtype, **options: Any) -> nn.Module:
         """See `bvllm_llama_vid.weights.load`; the only option is its `base`."""
@@ -212,6 +216,13 @@ class LlamaVidHost:
 
     def look(self, model: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
         return look(model, pixels)
+
+    def own_way(self, model: Any) -> OwnWay:
+        def tokens(features: Tensor, question: str) -> Tensor:
+            found: Tensor = model.vlm_attention(features, [[question]], [len(features)])[0][0]
+            return found
+
+        return OwnWay("its own tokens of each frame", model.get_vision_tower(), tokens)
 
     def answers(
         self,

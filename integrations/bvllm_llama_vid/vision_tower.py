@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from bvllm_adapters.scout import check_pixels
-from bvllm_adapters.weights.clip import hidden_state
 from bvllm_adapters.weights.device import device_of
 from bvllm_adapters.weights.eva import build_eva
+from bvllm_adapters.weights.towers import check_pixels, hidden_state
 from bvllm_llama_vid.configuration import EvaSizes, clip_config, eva_sizes, is_eva
 
 CHUNK = 32  # frames that a tower sees at a time, so that memory does not grow with the video

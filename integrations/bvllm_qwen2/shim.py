@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from bvllm_adapters.config import BalancedTokenizerConfig
 from bvllm_adapters.features import VisualTokens
+from bvllm_adapters.hosts.tiny_tokenizer import tiny_tokenizer
 from bvllm_adapters.question import pad
 from bvllm_adapters.weights.device import device_of
 from bvllm_qwen2.chat import VIDEO_TOKEN, without_placeholders
+from bvllm_qwen2.configuration import BvllmQwen2Config
 from bvllm_qwen2.modeling import BvllmQwen2ForConditionalGeneration
-from bvllm_qwen2.processing import BvllmQwen2Processor
+from bvllm_qwen2.processing import BvllmQwen2Processor, image_processor_for
 
 DEMO = Path(__file__).parent / "demo"
 
@@ -34,6 +36,7 @@ class BvllmQwen2Host:
 
     api = 2
     overrides: type = Unchanged
+    published: Mapping[str, Mapping[str, Any]] = {BvllmQwen2ForConditionalGeneration.__name__: {}}
 
     def load(
         self, folder: Path, *, dtype: torch.dtype, **options: Any
@@ -61,6 +64,16 @@ class BvllmQwen2Host:
             folder, local_files_only=True
         )
         return processor
+
+    def parts(self, name: str, fields: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+        """The class, its config, and a processor whose words mean nothing to it; without fields
+        they are of the paper's sizes."""
+        config = BvllmQwen2Config(**fields)
+        images = image_processor_for(config.vision_config)
+        processor = BvllmQwen2Processor(images, tiny_tokenizer())
+        config.image_token_id = processor.image_token_id
+        config.video_token_id = processor.video_token_id
+        return BvllmQwen2ForConditionalGeneration, config, processor
 
     def training(self, processor: BvllmQwen2Processor) -> BvllmQwen2Training:
         """See `bvllm_adapters.training.host.HostTraining`."""

@@ -11,9 +11,9 @@ from transformers import initialization as init
 
 from bvllm_adapters.config import FrameFeature
 from bvllm_adapters.features import frame_and_patches
-from bvllm_adapters.weights.clip import hidden_state
 from bvllm_adapters.weights.device import device_of
 from bvllm_adapters.weights.eva import build_eva
+from bvllm_adapters.weights.towers import hidden_state
 from bvllm_qwen2.configuration import (
     BvllmQwen2Config,
     EvaVisionConfig,

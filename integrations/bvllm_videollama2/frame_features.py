@@ -9,8 +9,8 @@ from torch import Tensor
 
 from bvllm_adapters.features import FrameFeatures, frame_and_patches
 from bvllm_adapters.seeing.encoding import encode_pixels
-from bvllm_adapters.weights.clip import has_cls, hidden_state
 from bvllm_adapters.weights.device import device_of
+from bvllm_adapters.weights.towers import has_cls, hidden_state
 
 
 @torch.no_grad()

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from bvllm_adapters.config import BalancedTokenizerConfig
 from bvllm_adapters.context import asked
 from bvllm_adapters.features import VisualTokens
+from bvllm_adapters.hosts.host import OwnWay
 from bvllm_adapters.hosts.language_model import bare_language_model
 from bvllm_adapters.hosts.splice import placeholder_rows, splice
 from bvllm_adapters.question import QuestionTokenizer, pad
-from bvllm_adapters.weights.clip import has_cls
 from bvllm_adapters.weights.device import device_of
+from bvllm_adapters.weights.towers import has_cls
 from bvllm_videollama2.calls import Calls
 from bvllm_videollama2.frame_features import frame_features, frames_of, look
 from bvllm_videollama2.inputs import (
@@ -29,6 +30,7 @@ from bvllm_videollama2.inputs import (
     with_visual_tokens,
 )
 from bvllm_videollama2.prompts import question_in, text_tokenizer
+from bvllm_videollama2.published import PUBLISHED, parts
 
 if TYPE_CHECKING:
     from bvllm_videollama2.preprocessing import Videollama2Processor
@@ -102,6 +104,8 @@ class Videollama2Host:
 
     api = 2
     overrides: type = Overrides
+    published = PUBLISHED
+    parts = staticmethod(parts)
 
     def load(
         self, folder: Path, *, dtype: torch.dtype, base: str | Path | None = None, **options: Any
@@ -163,6 +167,13 @@ class Videollama2Host:
 
     def look(self, model: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
         return look(model, pixels)
+
+    def own_way(self, model: Any) -> OwnWay:
+        return OwnWay(
+            "its own projector, on all frames",
+            model.get_vision_tower(),
+            lambda features, question: model.temporal_aggregator(features[None])[0],
+        )
 
     def answers(
         self,

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionModel
 
-from bvllm_adapters.weights.clip import has_cls, hidden_state
 from bvllm_adapters.weights.device import device_of
+from bvllm_adapters.weights.towers import has_cls, hidden_state
 from bvllm_videollama2.configuration import TowerConfig, tower_config
 from bvllm_videollama2.preprocessing import image_processor_for
 

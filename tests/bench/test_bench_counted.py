@@ -176,7 +176,7 @@ OWN_TOKENS = {  # of 16 frames of 4 x 4 patches
 
 
 def test_every_known_host_is_tried():
-    assert set(SMALL) == set(OWN_TOKENS) == set(published.HOSTS)
+    assert set(SMALL) == set(OWN_TOKENS) == set(published.hosts_with_sizes())
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -1,4 +1,4 @@
-"""Reading transformers' CLIP and SigLIP at one of their inner layers."""
+"""Reading vision towers: transformers' CLIP and SigLIP at an inner layer, and which pixels fit."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import Tensor
 
-from bvllm_adapters.scout import check_pixels
 from bvllm_adapters.weights.device import device_of
 
 
@@ -44,3 +43,14 @@ def has_cls(encoder: Any) -> bool:
     """Whether the first of its tokens stands for the whole frame."""
     vision = getattr(encoder, "vision_model", encoder)
     return hasattr(vision.embeddings, "class_embedding")
+
+
+def check_pixels(name: str, pixels: Tensor, image_size: int, patch_size: int) -> None:
+    """ValueError unless a tower takes them: of its size or, by a scout, a smaller whole grid."""
+    side = pixels.shape[-1]
+    sizes = (*range(patch_size, image_size, patch_size), image_size)
+    if pixels.dim() != 4 or tuple(pixels.shape[1:]) != (3, side, side) or side not in sizes:
+        raise ValueError(
+            f"{name}: got shape {tuple(pixels.shape)}, wanted (k, 3, {image_size}, {image_size}), "
+            f"or smaller by multiples of {patch_size}"
+        )

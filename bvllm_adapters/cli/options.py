@@ -1,0 +1,33 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_model(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
+    """Which one to ask; what may stand in place of --model is for the caller to add."""
+    parser.add_argument("--adapter", help="folder or hub id of an adapter for the model")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--model", help="folder or hub id; without it, the demo's model")
+    return which
+
+
+def add_asking(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--max-tokens", type=int, help="budget of visual tokens")
+    parser.add_argument(
+        "--skip-similar",
+        type=float,
+        metavar="LEVELS",
+        help="of 255: frames that differ less from the last one share its features (off)",
+    )
+    parser.add_argument("--fps", type=float, default=1.0, help="frames read per second (1)")
+    parser.add_argument("--max-new-tokens", type=int, default=32, help="length of the answer (32)")
+
+
+def counts(text: str) -> list[int]:
+    """ "32,64" -> [32, 64]"""
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {text!r}, wanted counts as 32,64") from None
