@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,33 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bvllm_adapters.budget_merger import BudgetMerger, prompt_shares
-from bvllm_adapters.build import build_projection, build_sampler, build_scout, build_selector
+from bvllm_adapters.build import (
+    build_projection,
+    build_sampler,
+    build_scout,
+    build_selector,
+    build_temporal_merger,
+)
 from bvllm_adapters.config import BalancedTokenizerConfig, check_count
 from bvllm_adapters.context import generators
 from bvllm_adapters.features import FrameFeatures, Selection, VisualTokens, mix
 from bvllm_adapters.ledger import stage
 from bvllm_adapters.question import QuestionTokenizer, pad
-from bvllm_adapters.temporal_merger import TemporalMerger
 from bvllm_adapters.weights.checkpoint import load_strictly, read_tensors
 from bvllm_adapters.weights.hub import local_folder, upload
 
 CONFIG_FILE = "balanced_tokenizer.json"
 WEIGHTS_FILE = "balanced_tokenizer.safetensors"
-_FROM_CONFIG: Any = object()  # the default of a stage: built from the config
+
+
+class _FromConfig:
+    """The default of a stage: one that is built from the config."""
+
+    def __repr__(self) -> str:
+        return "<built from config>"
+
+
+FROM_CONFIG: Any = _FromConfig()
 
 
 class BalancedTokenizer(nn.Module):
@@ -47,12 +61,12 @@ class BalancedTokenizer(nn.Module):
         self,
         config: BalancedTokenizerConfig,
         *,
-        frame_selector: nn.Module | None = _FROM_CONFIG,
-        temporal_merger: nn.Module | None = _FROM_CONFIG,
-        spatial_sampler: nn.Module | None = _FROM_CONFIG,
-        budget_merger: nn.Module | None = _FROM_CONFIG,
-        projection: nn.Module | None = _FROM_CONFIG,
-        scout: nn.Module | None = _FROM_CONFIG,
+        frame_selector: nn.Module | None = FROM_CONFIG,
+        temporal_merger: nn.Module | None = FROM_CONFIG,
+        spatial_sampler: nn.Module | None = FROM_CONFIG,
+        budget_merger: nn.Module | None = FROM_CONFIG,
+        projection: nn.Module | None = FROM_CONFIG,
+        scout: nn.Module | None = FROM_CONFIG,
     ) -> None:
         super().__init__()
         if budget_merger is None and config.max_tokens is not None:
@@ -61,23 +75,17 @@ class BalancedTokenizer(nn.Module):
             )
         self.config = config
         self.question_tokenizer = QuestionTokenizer(config.max_question_tokens, config.vocabulary)
-        self.scout = build_scout(config) if scout is _FROM_CONFIG else scout
-        self.frame_selector = (
-            build_selector(config) if frame_selector is _FROM_CONFIG else frame_selector
-        )
-        self.temporal_merger = (
-            TemporalMerger(config.merge_threshold)
-            if temporal_merger is _FROM_CONFIG
-            else temporal_merger
-        )
-        self.spatial_sampler = (
-            build_sampler(config) if spatial_sampler is _FROM_CONFIG else spatial_sampler
-        )
-        self.budget_merger = BudgetMerger() if budget_merger is _FROM_CONFIG else budget_merger
         sampled_width = config.vision_width if spatial_sampler is None else config.qformer_width
-        self.projection = (
-            build_projection(config, sampled_width) if projection is _FROM_CONFIG else projection
-        )
+
+        def part(given: nn.Module | None, build: Callable[[], nn.Module | None]) -> Any:
+            return build() if given is FROM_CONFIG else given
+
+        self.scout = part(scout, lambda: build_scout(config))
+        self.frame_selector = part(frame_selector, lambda: build_selector(config))
+        self.temporal_merger = part(temporal_merger, lambda: build_temporal_merger(config))
+        self.spatial_sampler = part(spatial_sampler, lambda: build_sampler(config))
+        self.budget_merger = part(budget_merger, BudgetMerger)
+        self.projection = part(projection, lambda: build_projection(config, sampled_width))
 
     def forward(
         self,
@@ -166,10 +174,16 @@ class BalancedTokenizer(nn.Module):
     ) -> list[Tensor]:
         """Mix the chosen frames and sample tokens of them: (M, R, H) for each video."""
         sampler: Any = self.spatial_sampler
-        before = nn.Identity() if sampler is None else sampler.norm
+        # Choices that are soft are mixed of patches that the sampler has prepared, if it does that.
+        prepare: Callable[[Tensor], Tensor] | None = getattr(sampler, "prepare", None)
         dtype = self.dtype
+
+        def before(patches: Tensor) -> Tensor:
+            patches = patches.to(dtype)
+            return patches if prepare is None else prepare(patches)
+
         frames = [
-            mix(selection, video.patches, lambda patches: before(patches.to(dtype)))
+            mix(selection, video.patches, before)
             for selection, video in zip(selections, features, strict=True)
         ]
         if sampler is None:
@@ -181,7 +195,8 @@ class BalancedTokenizer(nn.Module):
         text_ids, text_mask = pad(
             [text for text, n in zip(texts, counts, strict=True) for _ in range(n)]
         )
-        return list(sampler.read(torch.cat(frames), text_ids, text_mask).split(counts))
+        how = {} if prepare is None else {"prepared": True}
+        return list(sampler(torch.cat(frames), text_ids, text_mask, **how).split(counts))
 
     def fit(
         self,

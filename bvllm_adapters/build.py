@@ -10,6 +10,7 @@ from bvllm_adapters.frame_selector import FrameSelector
 from bvllm_adapters.qformer import POSITIONS, QFormer
 from bvllm_adapters.scout import Scout
 from bvllm_adapters.spatial_sampler import SpatialSampler
+from bvllm_adapters.temporal_merger import TemporalMerger
 
 
 def build_qformer(
@@ -54,6 +55,10 @@ def build_selector(config: BalancedTokenizerConfig) -> FrameSelector:
         support=config.selection_support,
         frame_count=build_frame_count(config),
     )
+
+
+def build_temporal_merger(config: BalancedTokenizerConfig) -> TemporalMerger:
+    return TemporalMerger(config.merge_threshold)
 
 
 def build_sampler(config: BalancedTokenizerConfig) -> SpatialSampler:

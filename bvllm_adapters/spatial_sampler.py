@@ -29,12 +29,26 @@ class SpatialSampler(nn.Module):
         self.queries = nn.Parameter(torch.empty(tokens_per_frame, qformer.width).normal_(std=0.02))
         self.qformer = qformer
 
-    def forward(self, frames: Tensor, text_ids: Tensor, text_mask: Tensor | None = None) -> Tensor:
-        """(F, P, C) frames, (F, L) questions and their mask -> (F, R, H) tokens."""
-        return self.read(self.norm(frames), text_ids, text_mask)
+    def prepare(self, patches: Tensor) -> Tensor:
+        """(..., P, C) patches as they are read; soft choices are mixed of such."""
+        normed: Tensor = self.norm(patches)
+        return normed
 
-    def read(self, frames: Tensor, text_ids: Tensor, text_mask: Tensor | None = None) -> Tensor:
-        """As `forward`, of frames that have been through `norm` (soft choices are mixed after)."""
+    def forward(
+        self,
+        frames: Tensor,
+        text_ids: Tensor,
+        text_mask: Tensor | None = None,
+        *,
+        prepared: bool = False,
+    ) -> Tensor:
+        """(F, P, C) frames, (F, L) questions and their mask -> (F, R, H) tokens.
+
+        Args:
+            prepared: whether frames are of patches that went through `prepare` already.
+        """
+        if not prepared:
+            frames = self.prepare(frames)
         chunk = self.chunk_size or len(frames)
         masks = [None] * len(frames) if text_mask is None else text_mask.split(chunk)
         return torch.cat(

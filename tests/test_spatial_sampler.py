@@ -38,7 +38,7 @@ def test_frames_are_normed_before_they_are_read(sampler):
     frames, text = torch.randn(2, 7, 12), torch.ones(2, 3).long()
     tokens = sampler(frames, text)
     assert torch.allclose(sampler(frames * 50 + 3, text), tokens, atol=1e-4)
-    assert torch.equal(sampler.read(sampler.norm(frames), text), tokens)
+    assert torch.equal(sampler(sampler.prepare(frames), text, prepared=True), tokens)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 2, 99])

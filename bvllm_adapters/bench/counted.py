@@ -125,7 +125,7 @@ class Counter:
         if tokenizer.spatial_sampler is not None:
             texts = text.expand(chosen, -1)
             mask = empty(*texts.shape, dtype=torch.bool)
-            sampled, flops = shape_of(lambda: tokenizer.spatial_sampler.read(mixed, texts, mask))
+            sampled, flops = shape_of(lambda: tokenizer.spatial_sampler(mixed, texts, mask))
         work["sampler"] = Work(flops, sampled.nbytes)
 
         shares = [frame.tokens for frame in trace.frames if frame.tokens]

@@ -12,7 +12,8 @@ import torch
 from tqdm import tqdm
 
 from bvllm_adapters.bench.figure import write_figure
-from bvllm_adapters.bench.measure import QUESTION, bench, count, free_memory
+from bvllm_adapters.bench.fits import free_memory
+from bvllm_adapters.bench.measure import QUESTION, bench, count
 from bvllm_adapters.bench.published import build, weights_bytes
 from bvllm_adapters.bench.rows import Row
 from bvllm_adapters.bench.table import growth, table

@@ -94,8 +94,21 @@ class TwoTokenSampler(nn.Module):
         self.context = nn.Linear(width, qformer.width)
         self.content = nn.Linear(width, qformer.width)
 
-    def read(self, frames: Tensor, text_ids: Tensor, text_mask: Tensor | None = None) -> Tensor:
-        """(F, P, C) normed frames, (F, L) questions -> (F, 2, H) tokens."""
+    def prepare(self, patches: Tensor) -> Tensor:
+        normed: Tensor = self.norm(patches)
+        return normed
+
+    def forward(
+        self,
+        frames: Tensor,
+        text_ids: Tensor,
+        text_mask: Tensor | None = None,
+        *,
+        prepared: bool = False,
+    ) -> Tensor:
+        """(F, P, C) frames, (F, L) questions -> (F, 2, H) tokens."""
+        if not prepared:
+            frames = self.prepare(frames)
         read = self.qformer(self.queries.expand(len(frames), -1, -1), frames, text_ids, text_mask)
         scores = self.query(read).float() @ frames.float().transpose(1, 2)
         weights = (scores / frames.shape[2] ** 0.5).softmax(dim=2).to(frames.dtype)

@@ -114,6 +114,18 @@ def splice(
     )
 
 
+def left_padded(mask: Tensor | None, embeds: Tensor) -> tuple[Tensor | None, Tensor]:
+    """All padding moved to the left, so that what is generated follows the prompt.
+
+    Args:
+        mask: (B, S), zero at padding; None: no padding. embeds: (B, S, D).
+    """
+    if mask is None or bool(mask[:, -1].all()):
+        return mask, embeds
+    order = mask.long().argsort(dim=1, stable=True)
+    return mask.gather(1, order), embeds.gather(1, order[..., None].expand_as(embeds))
+
+
 def _is_placeholder(
     input_ids: Tensor, placeholders: Collection[int], attention_mask: Tensor | None
 ) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import StoppingCriteriaList
 
 from bvllm_adapters.hosts.language_model import cache_name, language_class, one_cache
-from bvllm_llama_vid.inputs import aligned_right, is_placeholder
+from bvllm_adapters.hosts.splice import left_padded
+from bvllm_llama_vid.inputs import is_placeholder
 
 Prompts = Sequence[Sequence[str]]
 
@@ -96,7 +97,7 @@ class Calls:
             input_ids, attention_mask, None, None, images, prompts=prompts
         )
         assert embeddings is not None and mask is not None  # there are placeholders and a mask
-        embeddings, mask = aligned_right(embeddings, mask)
+        mask, embeddings = left_padded(mask, embeddings)
         if (length := kwargs.pop("max_length", None)) is not None:  # of ids, as upstream counts
             kwargs.setdefault("max_new_tokens", length - input_ids.shape[1])
         if (criteria := kwargs.get("stopping_criteria")) is not None:

@@ -6,7 +6,6 @@ text encoder, D width of the language model, n content tokens.
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bvllm_adapters.question import QuestionTokenizer, pad
+from bvllm_adapters.weights.projectors import plain_projector
 from bvllm_llama_vid.configuration import grid_of, qformer_sizes, question_vocabulary
 from bvllm_llama_vid.text_encoder import PublishedQFormer, TextEncoder, raw_bert
 
@@ -140,16 +140,11 @@ def build_projector(config: Any) -> nn.Module:
     """mm_projector_type "linear", "identity" or "mlpNx_gelu"."""
     kind = getattr(config, "mm_projector_type", "linear")
     inner, outer = config.mm_hidden_size, config.hidden_size
-    if kind == "linear":
-        return nn.Linear(inner, outer)
     if kind == "identity":
         return nn.Identity()
-    depth = re.fullmatch(r"mlp(\d+)x_gelu", kind)
-    if depth is None or int(depth[1]) < 1:
+    projector = plain_projector(kind, inner, outer)
+    if projector is None:
         raise ValueError(
             f"mm_projector_type: got {kind!r}, wanted 'linear', 'identity' or 'mlpNx_gelu'"
         )
-    layers: list[nn.Module] = [nn.Linear(inner, outer)]
-    for _ in range(int(depth[1]) - 1):
-        layers += [nn.GELU(), nn.Linear(outer, outer)]
-    return nn.Sequential(*layers)
+    return projector

@@ -156,15 +156,3 @@ def splice_as_upstream(
         padding_side="left" if bool((attention_mask[:, 0] == 0).any()) else "right",
     )
     return spliced.inputs_embeds, spliced.attention_mask, spliced.labels
-
-
-def aligned_right(inputs_embeds: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, S, D) and (B, S) with each row's padding moved to its left, for generation."""
-    size = attention_mask.shape[1]
-    position = torch.arange(size, device=attention_mask.device)
-    last = (attention_mask.long() * (position + 1)).amax(dim=1, keepdim=True)
-    source = (position + last) % size
-    return (
-        inputs_embeds.gather(1, source[..., None].expand_as(inputs_embeds)),
-        attention_mask.gather(1, source),
-    )

@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import transformers
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPImageProcessor
 
+from bvllm_adapters.weights.image_processors import by_pil, clip_processor, squared
 from bvllm_llama_vid.configuration import LlavaConfig, clip_config, eva_sizes, is_eva
 from bvllm_llama_vid.prompt_tokenizer import IMAGE_TOKEN, PromptTokenizer
 
@@ -90,7 +89,7 @@ class LlamaVidProcessor:
         """
         images = [Image.fromarray(frame) for frame in frames]
         if pad:
-            images = [_square(image, self.image_processor.image_mean) for image in images]
+            images = [squared(image, self.image_processor.image_mean) for image in images]
         pixels: Tensor = self.image_processor(images=images, return_tensors="pt")["pixel_values"]
         return pixels
 
@@ -105,27 +104,11 @@ def frame_indices(average_fps: float, num_frames: int) -> npt.NDArray[np.int64]:
 
 def image_processor_of(config: Any, folder: Path) -> Any:
     """The processor that the config names, if it is here; else CLIP's at the tower's size."""
-    # The one on PIL images is called so since transformers 5 made the one on tensors the default.
-    processor: Any = getattr(transformers, "CLIPImageProcessorPil", CLIPImageProcessor)
     names = [getattr(config, "image_processor", None)]
     names += [] if is_eva(config) else [config.mm_vision_tower]
     for name in filter(None, names):
         source = folder / name  # an absolute name stays itself
         if (source / "preprocessor_config.json").is_file():
-            return processor.from_pretrained(source, local_files_only=True)
+            return by_pil("CLIP").from_pretrained(source, local_files_only=True)
     sizes: Any = eva_sizes(config) if is_eva(config) else clip_config(config)
-    size = sizes.image_size
-    return processor(
-        size={"shortest_edge": size},
-        crop_size={"height": size, "width": size},
-        image_mean=list(CLIP_MEAN),
-        image_std=list(CLIP_STD),
-    )
-
-
-def _square(image: Image.Image, mean: Sequence[float]) -> Image.Image:
-    side = max(image.size)
-    colour = tuple(int(255 * value) for value in mean)
-    square = Image.new("RGB", (side, side), colour)
-    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return square
+    return clip_processor(sizes.image_size, image_mean=list(CLIP_MEAN), image_std=list(CLIP_STD))

@@ -14,6 +14,7 @@ from transformers import BatchFeature, ProcessorMixin
 
 from bvllm_adapters.question import QuestionTokenizer, pad
 from bvllm_adapters.video.read import Video, read_video
+from bvllm_adapters.weights.image_processors import by_pil
 from bvllm_qwen2.chat import (
     CHAT_TEMPLATE,
     IMAGE_TOKEN,
@@ -226,7 +227,7 @@ def image_processor_for(config: Any) -> Any:
         whole = {"size": {"shortest_edge": size}}
     else:
         whole = {"size": square, "do_center_crop": False}
-    return _by_pil(transformers.CLIPImageProcessor(crop_size=square, **whole))
+    return by_pil("CLIP")(crop_size=square, **whole)
 
 
 def _by_pil(image_processor: Any) -> Any:

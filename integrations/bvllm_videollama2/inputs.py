@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bvllm_adapters.hosts.splice import placeholder_rows, splice
+from bvllm_adapters.hosts.splice import left_padded, placeholder_rows, splice
 from bvllm_adapters.question import IGNORED_LABEL
 
 IMAGE, VIDEO = -200, -201
@@ -113,18 +113,6 @@ def with_visual_tokens(
     if labels is not None:
         labels = labels.masked_fill(~inside, IGNORED_LABEL)
     return inside.to(mask.dtype), prompts.inputs_embeds, labels
-
-
-def left_padded(mask: Tensor | None, embeds: Tensor) -> tuple[Tensor | None, Tensor]:
-    """All padding moved to the left, so that what is generated follows the prompt.
-
-    Args:
-        mask: (B, S), zero at padding; None: no padding. embeds: (B, S, D).
-    """
-    if mask is None or bool(mask[:, -1].all()):
-        return mask, embeds
-    order = mask.long().argsort(dim=1, stable=True)
-    return mask.gather(1, order), embeds.gather(1, order[..., None].expand_as(embeds))
 
 
 def positions(mask: Tensor | None) -> Tensor | None:

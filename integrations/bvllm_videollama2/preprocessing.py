@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from bvllm_adapters.config import check_count
+from bvllm_adapters.weights.image_processors import by_pil, clip_processor, squared
 from bvllm_videollama2.prompts import SYSTEM, TAGS, WITH_SYSTEM, Kind, text_tokenizer
 
 
@@ -69,19 +70,11 @@ def pixels(
         # Upstream takes width for height, each time; it shows only where margins are added.
         images.append(Image.new("RGB", images[-1].size[::-1]))
     if aspect_ratio == "pad":
-        mean = tuple(int(channel * 255) for channel in image_processor.image_mean)
-        images = [_square(image, mean) for image in images]
+        images = [squared(image, image_processor.image_mean) for image in images]
     elif aspect_ratio is not None:
         raise ValueError(f"aspect_ratio: got {aspect_ratio!r}, wanted 'pad' or None")
     found: Tensor = image_processor(images, return_tensors="pt")["pixel_values"]
     return found
-
-
-def _square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
-    side = max(image.size)
-    square = Image.new("RGB", (side, side), colour)
-    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return square
 
 
 def image_processor_for(config: Any, folder: str | Path | None = None) -> Any:
@@ -90,15 +83,11 @@ def image_processor_for(config: Any, folder: str | Path | None = None) -> Any:
     The PIL variant is used, whose pixels are upstream's, with or without torchvision.
     """
     family = "Siglip" if config.model_type == "siglip_vision_model" else "CLIP"
-    name = f"{family}ImageProcessor"
-    # transformers 5.0 had ...Fast beside this name, later ones have ...Pil.
-    cls = getattr(transformers, f"{name}Pil", None) or getattr(transformers, name)
     if folder is not None and (Path(folder) / "preprocessor_config.json").is_file():
-        return cls.from_pretrained(folder)
-    square = {"height": config.image_size, "width": config.image_size}
+        return by_pil(family).from_pretrained(folder)
     if family == "Siglip":
-        return cls(size=square)
-    return cls(size={"shortest_edge": config.image_size}, crop_size=square)
+        return by_pil(family)(size={"height": config.image_size, "width": config.image_size})
+    return clip_processor(config.image_size)
 
 
 class Videollama2Processor:

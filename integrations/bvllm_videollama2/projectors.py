@@ -5,7 +5,6 @@ Axes: B videos, T frames, P = g x g patches, C tower width, D hidden size, N tok
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from functools import partial
 from math import isqrt
@@ -14,7 +13,7 @@ from typing import Any
 from einops import rearrange
 from torch import Tensor, nn
 
-_MLP = re.compile(r"mlp(\d+)x_gelu")
+from bvllm_adapters.weights.projectors import mlp, plain_projector
 
 
 class STCConnector(nn.Module):
@@ -83,14 +82,6 @@ def _stage(width: int, hidden_size: int, depth: int) -> nn.Module:
     return stage
 
 
-def mlp(depth: int, width: int, hidden_size: int) -> nn.Sequential:
-    """`depth` linear layers with GELU between."""
-    layers: list[nn.Module] = [nn.Linear(width, hidden_size)]
-    for _ in range(depth - 1):
-        layers += [nn.GELU(), nn.Linear(hidden_size, hidden_size)]
-    return nn.Sequential(*layers)
-
-
 _CONNECTORS: dict[str, Callable[[int, int], nn.Module]] = {
     "stc_connector": STCConnector,
     "stc_connector_v35": partial(STCConnector, padding=0),
@@ -110,11 +101,9 @@ def build_projector(config: Any) -> nn.Module:
     width, hidden_size = config.mm_hidden_size, config.hidden_size
     if name in _CONNECTORS:
         return _CONNECTORS[name](width, hidden_size)
-    if name == "linear":
-        return nn.Linear(width, hidden_size)
-    match = _MLP.fullmatch(name)
-    if match and int(match[1]):
-        return mlp(int(match[1]), width, hidden_size)
+    plain = plain_projector(name, width, hidden_size)
+    if plain is not None:
+        return plain
     raise ValueError(
         f"mm_projector_type: got {name!r}, wanted one of {['linear', 'mlpNx_gelu', *_CONNECTORS]}"
     )

@@ -15,7 +15,8 @@ from media import write_damaged, write_video
 import bvllm_adapters as bvllm
 from bvllm_adapters.bench import published
 from bvllm_adapters.bench.counted import Counter, Setting
-from bvllm_adapters.bench.measure import bench, count, too_large
+from bvllm_adapters.bench.fits import too_large
+from bvllm_adapters.bench.measure import bench, count
 from bvllm_adapters.bench.rows import FURTHER_TOKEN, TOTAL
 from bvllm_adapters.bench.shapes import flops_of
 from bvllm_adapters.cli.main import main
@@ -219,7 +220,7 @@ def test_memory_is_looked_at_before(demo, monkeypatch):
     setting = Setting("", 8, 2, torch.empty(4, 4, 3, dtype=torch.uint8), torch.empty(1, 3, 64, 64))
     work, tokens = Counter(model, setting).unwrapped(64)
     assert too_large(model, work, tokens, setting) is None
-    monkeypatch.setattr("bvllm_adapters.bench.measure.free_memory", lambda device: 2**20)
+    monkeypatch.setattr("bvllm_adapters.bench.fits.free_memory", lambda device: 2**20)
     assert "0 GB are free" in too_large(model, work, tokens, setting)
 
 
@@ -227,7 +228,7 @@ def test_running_out_of_memory_is_a_note(demo, monkeypatch):
     def out_of_memory(*args, **kwargs):
         raise torch.cuda.OutOfMemoryError
 
-    monkeypatch.setattr("bvllm_adapters.bench.measure.ask_unwrapped", out_of_memory)
+    monkeypatch.setattr("bvllm_adapters.bench.ways.ask_unwrapped", out_of_memory)
     rows = bench(*demo, frames=[4], repeats=1, new_tokens=2)
     assert found(rows, TOTAL, True, 4).seconds > 0
     row = found(rows, TOTAL, False, 4)
