@@ -8,8 +8,6 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from bvllm_adapters.version import __version__ as __version__
-
 if TYPE_CHECKING:
     from bvllm_adapters.balanced_tokenizer import BalancedTokenizer as BalancedTokenizer
     from bvllm_adapters.budget_merger import BudgetMerger as BudgetMerger
@@ -41,6 +39,8 @@ if TYPE_CHECKING:
     from bvllm_adapters.video.read import VideoError as VideoError
     from bvllm_adapters.video.read import read_video as read_video
 
+
+__version__ = "0.1.0"
 
 # In pipeline order: where each public name lives.
 _HOMES = {

@@ -20,7 +20,8 @@ from bvllm_adapters.build import (
     build_selector,
     build_temporal_merger,
 )
-from bvllm_adapters.config import BalancedTokenizerConfig, check_count
+from bvllm_adapters.checks import check_count
+from bvllm_adapters.config import BalancedTokenizerConfig
 from bvllm_adapters.context import generators
 from bvllm_adapters.features import FrameFeatures, Selection, VisualTokens, mix
 from bvllm_adapters.ledger import stage

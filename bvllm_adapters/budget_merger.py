@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bvllm_adapters.config import check_count
+from bvllm_adapters.checks import check_count
 from bvllm_adapters.features import Selection, VisualTokens, check_tensor
 
 Order = Literal["position", "similarity"]

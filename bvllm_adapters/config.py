@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
+
+from bvllm_adapters.checks import check_choice, check_count, check_number
 
 FrameFeature = Literal["cls", "mean", "max"]
 Evaluation = Literal["hard", "soft", "sample"]
@@ -41,7 +42,7 @@ class ScoutConfig:
     def __post_init__(self) -> None:
         check_count("scout.image_size", self.image_size)
         check_count("scout.width", self.width)
-        _check_choice("scout.library", self.library, get_args(ScoutLibrary))
+        check_choice("scout.library", self.library, get_args(ScoutLibrary))
         for name, kind, wanted in (
             ("architecture", str | None, "a name or None"),
             ("model_args", Mapping, "names and values"),
@@ -148,16 +149,16 @@ class BalancedTokenizerConfig:
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
         check_count("max_question_tokens", self.max_question_tokens, least=2, most=512)
-        _check_number("temperature", self.temperature, most=math.inf)
-        _check_number("merge_threshold", self.merge_threshold, most=1.0)
-        _check_number("frame_mass", self.frame_mass, most=1.0)
+        check_number("temperature", self.temperature, above=0)
+        check_number("merge_threshold", self.merge_threshold, above=0, most=1)
+        check_number("frame_mass", self.frame_mass, above=0, most=1)
         for name in ("time_encoding", "normalize_cls", "straight_through"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name}: got {getattr(self, name)!r}, wanted True or False")
-        _check_choice("frame_feature", self.frame_feature, get_args(FrameFeature))
-        _check_choice("evaluation", self.evaluation, get_args(Evaluation))
-        _check_choice("frame_count", self.frame_count, get_args(Counting))
-        _check_choice("projection", self.projection, get_args(Projection))
+        check_choice("frame_feature", self.frame_feature, get_args(FrameFeature))
+        check_choice("evaluation", self.evaluation, get_args(Evaluation))
+        check_choice("frame_count", self.frame_count, get_args(Counting))
+        check_choice("projection", self.projection, get_args(Projection))
         if self.frame_count != "fixed" and self.min_frames > self.most_frames:
             name = "max_tokens" if self.max_frames is None else "max_frames"
             raise ValueError(
@@ -266,25 +267,6 @@ def _most_chosen(config: BalancedTokenizerConfig, num_frames: int, hard: bool) -
     return min(num_frames, config.most_frames)
 
 
-def check_count(name: str, value: object, *, least: int = 1, most: int | None = None) -> int:
-    """`value` if it is an int (no bool) in [least, most], else TypeError or ValueError."""
-    wanted = f"an int >= {least}" if most is None else f"an int from {least} to {most}"
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: got {value!r} ({type(value).__name__}), wanted {wanted}")
-    if value < least or (most is not None and value > most):
-        raise ValueError(f"{name}: got {value}, wanted {wanted}")
-    return value
-
-
-def _check_number(name: str, value: object, *, most: float) -> None:
-    """A real number in (0, most]."""
-    wanted = "a finite number > 0" if most == math.inf else f"a number in (0, {most:g}]"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name}: got {value!r} ({type(value).__name__}), wanted {wanted}")
-    if not (0 < value <= most and math.isfinite(value)):
-        raise ValueError(f"{name}: got {value}, wanted {wanted}")
-
-
 def _check_vocabulary(words: tuple[str, ...], vocab_size: int) -> None:
     special = {"[PAD]", "[UNK]", "[CLS]", "[SEP]"}
     if not special <= set(words) or words[0] != "[PAD]" or len(set(words)) < len(words):
@@ -303,8 +285,3 @@ def _check_scout(scout: object, vision_width: int) -> None:
         raise ValueError(
             f"scout.width: got {scout.width}, wanted vision_width={vision_width} of the tower"
         )
-
-
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}: got {value!r}, wanted one of {list(choices)}")

@@ -10,7 +10,7 @@ from typing import Any, overload
 import torch
 from torch import nn
 
-from bvllm_adapters.config import check_count
+from bvllm_adapters.checks import check_count
 from bvllm_adapters.hosts.adapter import tokenizer_of
 from bvllm_adapters.ledger import answering, ledger, stage
 from bvllm_adapters.seeing.encoding import Encoding
@@ -23,7 +23,8 @@ from bvllm_adapters.seeing.saved_video import (
 from bvllm_adapters.seeing.seen_video import SeenVideo
 from bvllm_adapters.trace import Trace
 from bvllm_adapters.video.frames import Progress
-from bvllm_adapters.video.read import open_source
+from bvllm_adapters.video.read import source_of
+from bvllm_adapters.video.sampling import Sampling
 
 
 @dataclass(frozen=True)
@@ -94,11 +95,11 @@ def open_video(
     stream_fps = 1.0 if fps is None or video is not None else fps
     opened = OpenVideo(model, processor, encoding, stream_fps)
     if video is not None:
-        reading: dict[str, Any] = {"fps": fps, "start": start, "end": end, "max_frames": max_frames}
+        sampling = Sampling(fps, start, end, max_frames)
         with stage("decode", on_device=False):  # the packets, for when each frame is shown
             path = path_of(video)
-            source = open_source(video if path is None else path, **reading)
-        opened.origin = Origin(reading)
+            source = source_of(video if path is None else path, sampling)
+        opened.origin = Origin(sampling)
         opened.encoded.fill(source, path, progress)
     return opened
 

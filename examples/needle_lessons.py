@@ -90,8 +90,8 @@ class Learner:
             asked_about = torch.from_numpy(np.stack([asked for _, asked in few])).flatten()
             patches = self.bank.patches[frames].float()
             ids, mask = self._questions(batch)
-            tokens = sampler.read(
-                sampler.norm(patches),
+            tokens = sampler(
+                patches,
                 ids.repeat_interleave(kept, dim=0),
                 mask.repeat_interleave(kept, dim=0),
             )

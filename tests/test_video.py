@@ -20,7 +20,8 @@ from PIL import Image
 from bvllm_adapters import VideoError, read_video
 from bvllm_adapters.evaluation.needle import DEMO_VIDEO
 from bvllm_adapters.video import file as video_file
-from bvllm_adapters.video.read import VideoWarning, pick
+from bvllm_adapters.video.read import VideoWarning
+from bvllm_adapters.video.sampling import Sampling
 
 UNEVEN = np.cumsum([0.0] + [0.1, 0.5, 0.04, 0.16, 1.0, 0.1] * 7)[:40]
 B_FRAMES = {"bf": "3", "x264-params": "b-adapt=0"}
@@ -64,6 +65,10 @@ KINDS = {
     "ts_called.mp4": ({"format": "mpegts"}, IN_ORDER),
     "one_frame.mp4": ({"frames": 1}, GROUPS),
 }
+
+
+def pick(times, duration, **sampling):
+    return Sampling(**sampling).pick(times, duration)
 
 
 @pytest.fixture(scope="session")

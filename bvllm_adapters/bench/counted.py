@@ -20,7 +20,7 @@ from bvllm_adapters.bench.shapes import counted, empty, flops_of, in_shape, shap
 from bvllm_adapters.bench.unwrapped import CHUNK, own_way
 from bvllm_adapters.budget_merger import merge_to, prompt_shares
 from bvllm_adapters.features import Selection
-from bvllm_adapters.hosts.adapter import TOKENIZER
+from bvllm_adapters.hosts.adapter import tokenizer_of
 from bvllm_adapters.hosts.find import host_of
 from bvllm_adapters.seeing.encoding import KEEP_FRAMES, Encoding
 from bvllm_adapters.trace import FrameTrace, Trace
@@ -64,7 +64,7 @@ class Counter:
     def __init__(self, model: nn.Module, setting: Setting) -> None:
         self.setting = setting
         self.ghost = ghost = in_shape(model)
-        self.tokenizer: Any = getattr(ghost, TOKENIZER)
+        self.tokenizer: Any = tokenizer_of(ghost)
         host, self.own = host_of(ghost), own_way(ghost)
 
         def pixels(frames: int) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bvllm_adapters.build import build_projection
 from bvllm_adapters.features import Selection, VisualTokens
-from bvllm_adapters.hosts.adapter import TOKENIZER
+from bvllm_adapters.hosts.adapter import tokenizer_of
 from bvllm_adapters.hosts.find import host_of
 from bvllm_adapters.hosts.host import Host, OwnWay
 from bvllm_adapters.ledger import answering, stage
@@ -41,7 +41,7 @@ def own_way(model: Any) -> OwnWay:
     if hasattr(host, "own_way"):
         way: OwnWay = host.own_way(model)
         return way
-    config = getattr(model, TOKENIZER).config
+    config = tokenizer_of(model).config
     projection = build_projection(config, config.vision_width)
     projection.requires_grad_(False).to(model.get_input_embeddings().weight)
     return OwnWay(

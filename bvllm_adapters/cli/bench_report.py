@@ -18,8 +18,8 @@ from bvllm_adapters.bench.published import build, weights_bytes
 from bvllm_adapters.bench.rows import Row
 from bvllm_adapters.bench.table import growth, table
 from bvllm_adapters.bench.unwrapped import own_way
+from bvllm_adapters.checks import check_count
 from bvllm_adapters.cli.asked_model import asked_model
-from bvllm_adapters.config import check_count
 from bvllm_adapters.evaluation.needle import DEMO_VIDEO, demo_haystack
 from bvllm_adapters.hosts.adapter import base_model
 from bvllm_adapters.video.read import open_source

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from bvllm_adapters.cli import ask, bench, demo, evaluate, hosts, plan, train
-from bvllm_adapters.version import __version__
 
 COMMANDS = {
     "demo": demo,
@@ -34,7 +34,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="bvllm", description="A visual-token budget for video LLMs."
     )
-    parser.add_argument("--version", action="version", version=f"bvllm_adapters {__version__}")
+    parser.add_argument(
+        "--version", action="version", version=f"bvllm_adapters {version('bvllm-adapters')}"
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, module in COMMANDS.items():
         sub = commands.add_parser(name, help=module.TEXT, description=module.TEXT)

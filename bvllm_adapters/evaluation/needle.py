@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from bvllm_adapters.config import check_count
+from bvllm_adapters.checks import check_count
 
 DATA = Path(__file__).parents[1] / "data" / "needle"
 DEMO_VIDEO = DATA.parent / "needles.mp4"

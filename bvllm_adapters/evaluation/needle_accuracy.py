@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from bvllm_adapters.balanced_tokenizer import BalancedTokenizer
-from bvllm_adapters.config import check_count
+from bvllm_adapters.checks import check_count
 from bvllm_adapters.conversation import open_video
 from bvllm_adapters.evaluation.intervals import share
 from bvllm_adapters.evaluation.needle import Haystack, Question, make_haystack

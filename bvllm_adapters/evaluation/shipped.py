@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bvllm_adapters.evaluation.methods import METHODS, build_method
-from bvllm_adapters.hosts.adapter import TOKENIZER
+from bvllm_adapters.hosts.adapter import TOKENIZER, tokenizer_of
 from bvllm_adapters.weights.checkpoint import load_strictly, read_tensors
 
 BASELINES = "baselines"  # a folder of <method>.safetensors beside the model's own weights
@@ -37,7 +37,7 @@ def _baseline(method: str, model: nn.Module, file: Path) -> nn.Module:
     tower = getattr(model, "vision_tower", None)
     # What a deep copy finds in its memo, it shares: the tower is by far the largest part.
     baseline: Any = copy.deepcopy(model, {} if tower is None else {id(tower): tower})
-    tokenizer = getattr(model, TOKENIZER)
+    tokenizer = tokenizer_of(model)
     replaced = build_method(method, tokenizer.config)
     setattr(baseline, TOKENIZER, replaced.to(next(model.parameters()).device))
     own = dict(read_tensors([file]))

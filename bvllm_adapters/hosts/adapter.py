@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from bvllm_adapters.balanced_tokenizer import BalancedTokenizer
-from bvllm_adapters.version import __version__
 from bvllm_adapters.weights.hub import local_folder
 from bvllm_adapters.weights.lora_layers import lora_layers, save_lora
 
@@ -51,7 +51,7 @@ def save_adapter(model: nn.Module, folder: str | Path) -> None:
         "format": ADAPTER_FORMAT,
         "host": type(base).__name__,
         "lora": tuned,
-        "bvllm_adapters": __version__,
+        "bvllm_adapters": version("bvllm-adapters"),
     }
     (Path(folder) / ADAPTER_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 

@@ -17,8 +17,16 @@ import torch
 from torch import nn
 
 from bvllm_adapters.balanced_tokenizer import BalancedTokenizer
-from bvllm_adapters.config import BalancedTokenizerConfig, check_count
-from bvllm_adapters.hosts.adapter import TOKENIZER, base_model, load_adapter, lora_of, save_adapter
+from bvllm_adapters.checks import check_count
+from bvllm_adapters.config import BalancedTokenizerConfig
+from bvllm_adapters.hosts.adapter import (
+    TOKENIZER,
+    base_model,
+    load_adapter,
+    lora_of,
+    save_adapter,
+    tokenizer_of,
+)
 from bvllm_adapters.hosts.find import find_host, host_of
 from bvllm_adapters.hosts.host import Host, HostError
 from bvllm_adapters.hosts.language_model import tell_if_newer_than_tested
@@ -127,7 +135,7 @@ def wrap(
         if max_tokens is not None:
             tokenizer.config = replace(tokenizer.config, max_tokens=max_tokens)
     elif config is None and hasattr(base, TOKENIZER):  # a native model: its own weights go on
-        tokenizer = copy.deepcopy(getattr(base, TOKENIZER))
+        tokenizer = copy.deepcopy(tokenizer_of(base))
         tokenizer.config = replace(tokenizer.config, max_tokens=max_tokens)
     else:
         tokenizer = BalancedTokenizer(config or replace(fitting, max_tokens=max_tokens))
@@ -222,7 +230,7 @@ def _beside_embeddings(tokenizer: nn.Module, base: nn.Module) -> nn.Module:
 def unwrapped(model: nn.Module) -> Iterator[nn.Module]:
     """The model without its wrapping inside the block; with the same wrapping after it."""
     base = base_model(model)
-    host, tokenizer = host_of(base), getattr(base, TOKENIZER)
+    host, tokenizer = host_of(base), tokenizer_of(base)
     lora = take_out(base)
     unwrap(base)
     try:

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from bvllm_adapters.config import check_count
+from bvllm_adapters.checks import check_count
 from bvllm_adapters.features import FrameFeatures
 
 KEEP_FRAMES = 1024

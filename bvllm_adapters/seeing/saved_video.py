@@ -22,7 +22,8 @@ from bvllm_adapters.seeing.fingerprint import (
     weights_fingerprint,
 )
 from bvllm_adapters.video.frames import Frames, FrameSource, Indices, SourceChanged, VideoError
-from bvllm_adapters.video.read import open_source
+from bvllm_adapters.video.read import source_of
+from bvllm_adapters.video.sampling import Sampling
 from bvllm_adapters.weights.checkpoint import CheckpointError
 from bvllm_adapters.weights.device import device_of
 
@@ -34,11 +35,11 @@ class Origin:
     """Where a video comes from.
 
     Args:
-        reading: fps, start, end and max_frames that it was read with.
+        reading: which of its frames were read.
         path, fingerprint: where it was, and by what it is known; None, None: not known (yet).
     """
 
-    reading: Mapping[str, Any] = field(default_factory=dict)
+    reading: Sampling = field(default_factory=Sampling)
     path: str | None = None
     fingerprint: str | None = None
 
@@ -86,10 +87,11 @@ def save_features(
     origin = _known(encoded, origin, needed="patches" not in state)
     reading = {  # as JSON takes them, and not NumPy's numbers
         name: value if value is None or isinstance(value, int) else float(value)
-        for name, value in origin.reading.items()
+        for name, value in asdict(origin.reading).items()
     }
     about = {
-        **asdict(replace(origin, reading=reading)),
+        **asdict(origin),
+        "reading": reading,
         **seen_by,
         "source": "stream" if source is None else source.source,
         "is_image": source is not None and source.is_image,
@@ -134,7 +136,7 @@ def load_features(
             raise ValueError(
                 f"file: got {file} of {name} {about.get(name)}, wanted {name} {wanted}"
             )
-    origin = Origin(about["reading"], about["path"], about["fingerprint"])
+    origin = Origin(Sampling(**about["reading"]), about["path"], about["fingerprint"])
     source, path = _unread(state, about), None
     if video is not None or "patches" not in state:
         where = about["path"] if video is None else video
@@ -169,7 +171,7 @@ def _found(where: Any, seconds: list[float], about: Mapping[str, Any]) -> FrameS
         ValueError: for another one.
     """
     path = path_of(where)
-    source = open_source(where if path is None else path, **about["reading"])
+    source = source_of(where if path is None else path, Sampling(**about["reading"]))
     if source.seconds.tolist() != seconds:  # as of damaged files, until they are decoded
         try:
             for _ in source.read(np.arange(len(source))):

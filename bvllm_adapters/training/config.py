@@ -10,8 +10,9 @@ from typing import Any, Literal, get_args
 
 import yaml
 
-from bvllm_adapters.config import BalancedTokenizerConfig, check_count
-from bvllm_adapters.training import checks
+from bvllm_adapters import checks
+from bvllm_adapters.checks import check_count
+from bvllm_adapters.config import BalancedTokenizerConfig
 from bvllm_adapters.training.lora_settings import LoraSettings, lora_settings
 from bvllm_adapters.training.rows import Source, sources_of
 

@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from bvllm_adapters.config import plan
-from bvllm_adapters.hosts.adapter import TOKENIZER
+from bvllm_adapters.hosts.adapter import tokenizer_of
 from bvllm_adapters.question import IGNORED_LABEL
 from bvllm_adapters.training.chat import tokenized
 from bvllm_adapters.training.config import TrainingConfig
@@ -85,7 +85,7 @@ def _steps(config: TrainingConfig, rows: int) -> Iterator[str]:
 
 def _samples(config: TrainingConfig, rows: Rows, model: Any, host: HostTraining) -> Iterator[str]:
     samples = Samples.of(config, rows, host)
-    settings = getattr(model, TOKENIZER).config
+    settings = tokenizer_of(model).config
     for index in _evenly(len(rows), SHOWN):
         sample = samples[0, index]
         if isinstance(sample, Skipped):

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from bvllm_adapters.config import check_count
-from bvllm_adapters.training.checks import check_names, check_number, several
+from bvllm_adapters.checks import check_count, check_names, check_number, several
 
 
 @dataclass(frozen=True)

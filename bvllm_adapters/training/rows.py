@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bvllm_adapters.training.checks import path
+from bvllm_adapters.checks import path
 from bvllm_adapters.training.conversations import Row, RowError, parse
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
-from bvllm_adapters.hosts.adapter import TOKENIZER
+from bvllm_adapters.hosts.adapter import TOKENIZER, tokenizer_of
 from bvllm_adapters.hosts.find import host_of
 from bvllm_adapters.hosts.host import Host
 from bvllm_adapters.hosts.warm_start import from_image_model, from_instructblip
@@ -108,10 +108,10 @@ def prepared(config: TrainingConfig) -> tuple[nn.Module, HostTraining]:
     _wrap(model, host, config)
     choose_parameters(model, config)
     if config.instructblip is not None:  # into float32 by now
-        started = from_instructblip(getattr(model, TOKENIZER), config.instructblip)
+        started = from_instructblip(tokenizer_of(model), config.instructblip)
         log.info("%s: %s", config.instructblip, started)
     if config.scout is not None:
-        log.info("%s: %s", config.scout, from_image_model(getattr(model, TOKENIZER), config.scout))
+        log.info("%s: %s", config.scout, from_image_model(tokenizer_of(model), config.scout))
     processor = host.processor(local_folder(config.model, "config.json"))
     return model, cast(HostTraining, host.training(processor))
 
@@ -121,7 +121,7 @@ def _wrap(model: nn.Module, host: Host, config: TrainingConfig) -> None:
     if config.adapter is not None:
         wrap(model, adapter=config.adapter, max_tokens=settings.get("max_tokens"))
     elif hasattr(model, TOKENIZER) and set(settings) <= {"max_tokens"}:  # a native model's own
-        own = getattr(model, TOKENIZER).config.max_tokens
+        own = tokenizer_of(model).config.max_tokens
         wrap(model, max_tokens=settings.get("max_tokens", own))
     else:
         wrap(model, config=replace(host.config(model), **settings))

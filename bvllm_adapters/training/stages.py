@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from bvllm_adapters.balanced_tokenizer import WEIGHTS_FILE
-from bvllm_adapters.hosts.adapter import TOKENIZER, base_model, lora_of
+from bvllm_adapters.hosts.adapter import TOKENIZER, base_model, lora_of, tokenizer_of
 from bvllm_adapters.training.config import TrainingConfig
 from bvllm_adapters.training.lora_settings import LoraSettings
-from bvllm_adapters.weights.checkpoint import CheckpointError, read_tensors
+from bvllm_adapters.weights.checkpoint import check_same, read_tensors
 from bvllm_adapters.weights.lora_layers import add_lora, copy_lora, lora_layers
 
 
@@ -28,7 +28,7 @@ def choose_parameters(model: nn.Module, config: TrainingConfig) -> None:
     """
     base = base_model(model)
     base.requires_grad_(False)
-    tokenizer = getattr(base, TOKENIZER).float()
+    tokenizer = tokenizer_of(base).float()
     for part in config.train:
         getattr(tokenizer, part).requires_grad_(True)
     if config.lora is not None:
@@ -100,14 +100,8 @@ def restore(model: nn.Module, adapter: str | Path) -> None:
     base = base_model(model)
     file = Path(adapter) / WEIGHTS_FILE
     saved = dict(read_tensors([file]))
-    ours = getattr(base, TOKENIZER).state_dict()
-    wrong = sorted(
-        name
-        for name in saved.keys() | ours.keys()
-        if name not in saved or name not in ours or saved[name].shape != ours[name].shape
-    )
-    if wrong:
-        raise CheckpointError(f"{file}: does not fit the model's tokenizer in {wrong[:20]}")
+    ours = tokenizer_of(base).state_dict()
+    check_same(file, "the model's tokenizer", ours, saved)
     for name, tensor in ours.items():
         tensor.copy_(saved[name])
     lora = lora_of(adapter)

@@ -14,7 +14,7 @@ from transformers import Trainer
 from transformers.trainer import SCHEDULER_NAME
 
 from bvllm_adapters.context import asking, noise_from
-from bvllm_adapters.hosts.adapter import TOKENIZER, base_model, save_adapter
+from bvllm_adapters.hosts.adapter import base_model, save_adapter, tokenizer_of
 from bvllm_adapters.training.dummy_video import zero_of
 from bvllm_adapters.training.samples import Samples, ShuffledRows
 from bvllm_adapters.training.stages import restore
@@ -70,7 +70,7 @@ class AdapterTrainer(Trainer):
         if isinstance(num_items_in_batch, Tensor):
             num_items_in_batch = num_items_in_batch.clamp_min(1)  # all rows may have been skipped
         inputs["use_cache"] = False
-        zero = zero_of(getattr(base_model(self.model), TOKENIZER))
+        zero = zero_of(tokenizer_of(base_model(self.model)))
         with asking(inputs.pop("questions")), noise_from(inputs.pop("seeds")):
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         loss = loss + zero

@@ -6,18 +6,15 @@ needs no special care. They are read one by one, or all into one array.
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable, Sequence
-from numbers import Real
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from bvllm_adapters.config import check_count
 from bvllm_adapters.video.file import open_file
 from bvllm_adapters.video.frames import (
     FrameSource,
@@ -30,6 +27,7 @@ from bvllm_adapters.video.frames import (
     VideoWarning,
     load,
 )
+from bvllm_adapters.video.sampling import Sampling
 from bvllm_adapters.video.stills import stills_at, stills_in
 
 __all__ = [
@@ -39,12 +37,8 @@ __all__ = [
     "VideoError",
     "VideoWarning",
     "open_source",
-    "pick",
     "read_video",
 ]
-
-SLACK = 1e-3  # s, by which a frame may come late: some containers round to milliseconds
-
 
 Source = str | os.PathLike[str] | npt.NDArray[Any] | Image.Image | Sequence[Image.Image] | Video
 
@@ -80,8 +74,7 @@ def read_video(
     Warns:
         VideoWarning: the file is truncated or damaged; says how much could be read.
     """
-    frames = open_source(source, fps=fps, start=start, end=end, max_frames=max_frames)
-    return load(frames, progress)
+    return load(source_of(source, Sampling(fps, start, end, max_frames)), progress)
 
 
 def open_source(
@@ -101,20 +94,23 @@ def open_source(
     Args, Raises, Warns: see `read_video`. What of a file turns out to be damaged only when it is
         decoded is raised, or warned of, while frames are read; see `FrameSource.read`.
     """
-    _check_number("fps", fps, "a finite number > 0", lambda value: 0 < value < math.inf)
-    _check_number("start", start, "a finite number >= 0", lambda value: 0 <= value < math.inf)
-    _check_number("end", end, f"more than start={start or 0}", lambda value: value > (start or 0))
-    if max_frames is not None:
-        check_count("max_frames", max_frames)
+    return source_of(source, Sampling(fps, start, end, max_frames))
+
+
+def source_of(source: Source, sampling: Sampling) -> FrameSource:
+    """As `open_source`, which see."""
     if isinstance(source, Video):
         return FrameSource.of(source)
 
     def choose(times: Times, duration: float, fps: float | None) -> Indices:
-        chosen = pick(times, duration, fps=fps, start=start, end=end, max_frames=max_frames)
+        chosen = replace(sampling, fps=fps).pick(times, duration)
         if not len(chosen):
-            raise ValueError(f"start: got {start}, wanted less than the {duration:g} s of {name}")
+            raise ValueError(
+                f"start: got {sampling.start}, wanted less than the {duration:g} s of {name}"
+            )
         return chosen
 
+    fps = sampling.fps
     if isinstance(source, str | os.PathLike):
         name = str(source)
         path = Path(source)
@@ -125,50 +121,3 @@ def open_source(
         stills = stills_in(source)
         name = stills.name
     return stills.source(fps or 1.0, lambda times, duration: choose(times, duration, None))
-
-
-def pick(
-    times: Times,
-    duration: float,
-    *,
-    fps: float | None = None,
-    start: float | None = None,
-    end: float | None = None,
-    max_frames: int | None = None,
-) -> Indices:
-    """Indices of the frames on screen at `start + k / fps` for k = 0, 1, ... before `end`.
-
-    Frame i is on screen from `times[i]` to `times[i + 1]`, the last one until `duration`; the
-    result holds i if a moment `start + k / fps` falls in there. None for `fps`: all frames on
-    screen between `start` and `end`. Empty if the window begins after the last frame.
-
-    >>> pick(np.array([0.0, 0.4, 2.5, 2.6]), 3.2, fps=1).tolist()  # at 0, 1, 2 and 3 s
-    [0, 1, 3]
-    """
-    start, end = start or 0.0, math.inf if end is None else end
-    edges = np.append(times, duration)
-    gaps = np.diff(edges, prepend=-1.0)
-    late = np.minimum(SLACK, gaps / 2)
-    if fps is None:
-        end = max(end, start + 2 * SLACK)
-        seen = (edges[1:] - late[1:] > start) & (edges[:-1] + late[:-1] <= end)
-    else:
-        appears = np.clip(edges - late, start, end)
-        # How many of the moments have passed by then; rounded, so that 0.6 * 10 is 6.
-        moments = np.ceil(np.round((appears - start) * fps, 6))
-        seen = np.diff(moments) > 0
-    chosen = np.flatnonzero(seen & (gaps[1:] > 0))  # of frames at one time, the last one is seen
-    if max_frames is not None and len(chosen) > max_frames:
-        last = len(chosen) - 1
-        even = [last / 2] if max_frames == 1 else np.linspace(0, last, max_frames)
-        chosen = chosen[np.round(even).astype(np.int64)]
-    return chosen
-
-
-def _check_number(name: str, value: object, wanted: str, good: Callable[[float], bool]) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name}: got {value!r} ({type(value).__name__}), wanted {wanted} or None")
-    if not good(float(value)):
-        raise ValueError(f"{name}: got {value}, wanted {wanted} or None")

@@ -116,6 +116,10 @@ class KeyReport:
     unexpected: list[str] = field(default_factory=list)
     wrong_shape: list[str] = field(default_factory=list)
 
+    @property
+    def fits(self) -> bool:
+        return not (self.missing or self.unexpected or self.wrong_shape)
+
     def __str__(self) -> str:
         parts = [
             f"{len(keys)} {what}: {', '.join(keys[:20])}{' ...' if len(keys) > 20 else ''}"
@@ -127,6 +131,27 @@ class KeyReport:
             if keys
         ]
         return "; ".join(parts) or f"{len(self.loaded)} loaded, {len(self.ignored)} ignored"
+
+
+def check_same(
+    source: str | Path, whose: str, ours: Mapping[str, Tensor], saved: Mapping[str, Tensor]
+) -> None:
+    """CheckpointError unless `saved` has the names and shapes of `ours`, neither more nor fewer.
+
+    Args:
+        source: what was read. whose: what `ours` are, for the message.
+    """
+    report = KeyReport(
+        missing=sorted(ours.keys() - saved.keys()),
+        unexpected=sorted(saved.keys() - ours.keys()),
+        wrong_shape=[
+            f"{name} {tuple(saved[name].shape)}, wanted {tuple(ours[name].shape)}"
+            for name in sorted(ours.keys() & saved.keys())
+            if saved[name].shape != ours[name].shape
+        ],
+    )
+    if not report.fits:
+        raise CheckpointError(f"{source}: does not fit {whose}: {report}")
 
 
 def load_strictly(
@@ -172,7 +197,7 @@ def load_strictly(
             _assign(model, name, _own(tensor, dtype))
             report.loaded.add(name)
     report.missing = [name for name in slots if name not in report.loaded and not optional(name)]
-    if report.missing or report.unexpected or report.wrong_shape:
+    if not report.fits:
         raise CheckpointError(f"{source}: keys do not fit the model: {report}")
     return report
 

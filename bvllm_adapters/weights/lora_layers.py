@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bvllm_adapters.weights.checkpoint import CheckpointError, read_tensors
+from bvllm_adapters.weights.checkpoint import CheckpointError, check_same, read_tensors
 
 FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."  # peft's, before every name
@@ -141,13 +141,7 @@ def copy_lora(model: nn.Module, folder: Path) -> None:
     """
     saved = {k.removeprefix(PREFIX): tensor for k, tensor in read_tensors([folder / FILE])}
     ours = _weights(model)
-    wrong = sorted(
-        name
-        for name in saved.keys() | ours.keys()
-        if name not in saved or name not in ours or saved[name].shape != ours[name].shape
-    )
-    if wrong:
-        raise CheckpointError(f"{folder / FILE}: does not fit the model's LoRA in {wrong[:20]}")
+    check_same(folder / FILE, "the model's LoRA", ours, saved)
     for name, tensor in ours.items():
         tensor.copy_(saved[name])
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from bvllm_adapters.weights.checkpoint import CheckpointError, read_tensors
+from bvllm_adapters.weights.checkpoint import CheckpointError, check_same, read_tensors
 
 FILES = ("adapter_model.safetensors", "adapter_model.bin")
 PREFIX = "base_model.model."
@@ -40,20 +40,11 @@ def merge_lora(model: nn.Module, folder: Path) -> None:
     dtype = next(model.parameters()).dtype
     adapted: Any = get_peft_model(model, config)
     ours = {
-        key.replace(".default.", "."): value.shape
+        key.replace(".default.", "."): value
         for key, value in adapted.state_dict().items()
         if "lora_" in key
     }
-    wrong = [
-        f"{key} {tuple(value.shape)}, wanted {tuple(ours[key])}"
-        for key, value in weights.items()
-        if key in ours and value.shape != ours[key]
-    ]
-    missing, unexpected = sorted(set(ours) - set(weights)), sorted(set(weights) - set(ours))
-    if missing or unexpected or wrong:
-        raise CheckpointError(
-            f"{file}: missing {missing}, unexpected {unexpected}, of another shape {wrong}"
-        )
+    check_same(file, "the model", ours, weights)
     set_peft_model_state_dict(adapted, {key: value.to(dtype) for key, value in weights.items()})
     adapted.merge_and_unload()
     for name, parameter in model.named_parameters():

@@ -13,7 +13,8 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from bvllm_adapters.config import BalancedTokenizerConfig, check_count
+from bvllm_adapters.checks import check_count
+from bvllm_adapters.config import BalancedTokenizerConfig
 from bvllm_adapters.hosts.language_model import CACHE_NAMES
 
 QWEN2_7B: dict[str, Any] = {

@@ -10,6 +10,38 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
+class VisualTensors:
+    """The visual inputs of a batch as forward() gets them; see there for axes.
+
+    Args: see `BvllmQwen2ForConditionalGeneration.forward`.
+    """
+
+    pixel_values: Tensor | None = None
+    frame_counts: Tensor | None = None
+    seconds: Tensor | None = None
+    question_ids: Tensor | None = None
+    question_mask: Tensor | None = None
+
+    def apart(self, is_image: Sequence[bool], image_size: int) -> list[VisualInput]:
+        """The input of each placeholder; `is_image` says, in reading order, what it stands for.
+
+        Raises:
+            ValueError: naming the argument, what came and what was wanted.
+        """
+        if not is_image:
+            _check_nothing(self.pixel_values, self.frame_counts)
+            return []
+        counts = _counts(self.frame_counts, is_image)
+        pixels = _pixels(self.pixel_values, sum(counts), image_size)
+        times = _times(self.seconds, counts)
+        questions = _questions(self.question_ids, self.question_mask, len(is_image))
+        return [
+            VisualInput(*parts)
+            for parts in zip(pixels.split(counts), times, questions, strict=True)
+        ]
+
+
+@dataclass(frozen=True, eq=False)
 class VisualInput:
     """One video or image: (T, 3, S, S) pixels, (T,) seconds, (L,) ids of its question."""
 
@@ -18,42 +50,13 @@ class VisualInput:
     question: Tensor
 
 
-def visual_inputs(
-    is_image: Sequence[bool],
-    *,
-    image_size: int,
-    pixel_values: Tensor | None,
-    frame_counts: Tensor | None,
-    seconds: Tensor | None,
-    question_ids: Tensor | None,
-    question_mask: Tensor | None,
-) -> list[VisualInput]:
-    """The inputs of V placeholders; `is_image` says of each, in reading order, what it stands for.
-
-    Args: see `BvllmQwen2ForConditionalGeneration.forward`.
-
-    Raises:
-        ValueError: naming the argument, what came and what was wanted.
-    """
-    count = len(is_image)
-    if count == 0:
-        _check_nothing(pixel_values, frame_counts)
-        return []
-    counts = _counts(frame_counts, is_image)
-    pixels = _pixels(pixel_values, sum(counts), image_size)
+def _times(seconds: Tensor | None, counts: list[int]) -> list[Tensor]:
     if seconds is None:
-        times = [torch.arange(frames, dtype=torch.float64) for frames in counts]
-    else:
-        if tuple(seconds.shape) != (sum(counts),):
-            raise ValueError(
-                f"seconds: got shape {tuple(seconds.shape)}, "
-                f"wanted ({sum(counts)},), one for each frame"
-            )
-        times = list(seconds.split(counts))
-    questions = _questions(question_ids, question_mask, count)
-    return [
-        VisualInput(*parts) for parts in zip(pixels.split(counts), times, questions, strict=True)
-    ]
+        return [torch.arange(frames, dtype=torch.float64) for frames in counts]
+    if tuple(seconds.shape) != (sum(counts),):
+        wanted = f"({sum(counts)},), one for each frame"
+        raise ValueError(f"seconds: got shape {tuple(seconds.shape)}, wanted {wanted}")
+    return list(seconds.split(counts))
 
 
 def _check_nothing(pixel_values: Tensor | None, frame_counts: Tensor | None) -> None:

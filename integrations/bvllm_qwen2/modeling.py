@@ -22,7 +22,7 @@ from bvllm_adapters.seeing.encoding import encode_pixels
 from bvllm_adapters.spatial_sampler import SpatialSampler
 from bvllm_adapters.weights.device import device_of
 from bvllm_qwen2.configuration import BvllmQwen2Config, EvaVisionConfig
-from bvllm_qwen2.inputs import visual_inputs
+from bvllm_qwen2.inputs import VisualTensors
 from bvllm_qwen2.vision_tower import VisionTower, init_eva
 
 
@@ -124,17 +124,10 @@ class BvllmQwen2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         cache = one_cache(cache, past_key_values)
         kwargs |= {cache_name(self.language_model.forward): cache, "return_dict": True}
+        visual = VisualTensors(pixel_values, frame_counts, seconds, question_ids, question_mask)
         tokens: list[VisualTokens] | None = None
         if input_ids is None or not bool(self._is_placeholder(input_ids).any()):
-            visual_inputs(
-                [],
-                image_size=self.image_size,
-                pixel_values=pixel_values,
-                frame_counts=frame_counts,
-                seconds=seconds,
-                question_ids=question_ids,
-                question_mask=question_mask,
-            )
+            visual.apart([], self.image_size)
             if input_ids is not None and attention_mask is not None:
                 kwargs.setdefault("position_ids", _positions(attention_mask, input_ids.shape[1]))
             output = self.language_model(
@@ -143,15 +136,7 @@ class BvllmQwen2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
         else:
             self._check_continues_nothing(cache, kwargs)
             tokens = self.visual_tokens(
-                input_ids,
-                attention_mask=attention_mask,
-                pixel_values=pixel_values,
-                frame_counts=frame_counts,
-                seconds=seconds,
-                question_ids=question_ids,
-                question_mask=question_mask,
-                max_tokens=max_tokens,
-                generator=generator,
+                input_ids, visual, attention_mask, max_tokens=max_tokens, generator=generator
             )
             prompts = self.splice(
                 input_ids,
@@ -191,13 +176,9 @@ class BvllmQwen2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def visual_tokens(
         self,
         input_ids: Tensor,
-        *,
+        visual: VisualTensors,
         attention_mask: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        frame_counts: Tensor | None = None,
-        seconds: Tensor | None = None,
-        question_ids: Tensor | None = None,
-        question_mask: Tensor | None = None,
+        *,
         max_tokens: int | None = None,
         generator: torch.Generator | None = None,
     ) -> list[VisualTokens]:
@@ -210,18 +191,11 @@ class BvllmQwen2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
                     f"wanted {tuple(input_ids.shape)} as input_ids"
                 )
             is_placeholder &= attention_mask.bool()
-        inputs = visual_inputs(
-            (input_ids[is_placeholder] == self.config.image_token_id).tolist(),
-            image_size=self.image_size,
-            pixel_values=pixel_values,
-            frame_counts=frame_counts,
-            seconds=seconds,
-            question_ids=question_ids,
-            question_mask=question_mask,
-        )
+        is_image = (input_ids[is_placeholder] == self.config.image_token_id).tolist()
+        inputs = visual.apart(is_image, self.image_size)
         tokens: list[VisualTokens] = self.balanced_tokenizer(
-            [self.encode(visual.pixels, visual.seconds) for visual in inputs],
-            [visual.question for visual in inputs],
+            [self.encode(each.pixels, each.seconds) for each in inputs],
+            [each.question for each in inputs],
             prompts=placeholder_rows(input_ids, self.placeholders, attention_mask),
             max_tokens=max_tokens,
             generator=generator,
@@ -268,16 +242,8 @@ class BvllmQwen2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         Args: see `forward`. kwargs: of transformers' generate, as max_new_tokens=64.
         """
-        tokens = self.visual_tokens(
-            input_ids,
-            attention_mask=attention_mask,
-            pixel_values=pixel_values,
-            frame_counts=frame_counts,
-            seconds=seconds,
-            question_ids=question_ids,
-            question_mask=question_mask,
-            max_tokens=max_tokens,
-        )
+        visual = VisualTensors(pixel_values, frame_counts, seconds, question_ids, question_mask)
+        tokens = self.visual_tokens(input_ids, visual, attention_mask, max_tokens=max_tokens)
         prompts = self.splice(input_ids, tokens, attention_mask=attention_mask, padding_side="left")
         return self.continue_prompts(prompts, **kwargs)
 

@@ -14,7 +14,7 @@ import transformers
 from PIL import Image
 from torch import Tensor
 
-from bvllm_adapters.config import check_count
+from bvllm_adapters.checks import check_count
 from bvllm_adapters.weights.image_processors import by_pil, clip_processor, squared
 from bvllm_videollama2.prompts import SYSTEM, TAGS, WITH_SYSTEM, Kind, text_tokenizer
 

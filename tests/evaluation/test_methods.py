@@ -89,7 +89,7 @@ def test_two_tokens_are_context_and_content():
     for parameter in sampler.qformer.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     ids = torch.tensor([[101, 2054, 102]] * 3), torch.tensor([[101, 2073, 102]] * 3)
-    one, other = (sampler.read(frames, of) for of in ids)
+    one, other = (sampler(frames, of, prepared=True) for of in ids)
     assert one.shape == (3, 2, 8)
     assert torch.equal(one[:, 1], other[:, 1])
     assert torch.allclose(one[:, 1], sampler.content(frames.mean(dim=1)))

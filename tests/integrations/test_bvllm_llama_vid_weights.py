@@ -353,13 +353,13 @@ def test_lora_is_merged(lora: Path, whole: State) -> None:
 @pytest.mark.parametrize(
     ("about", "pair", "message"),
     [
-        ({"use_dora": True}, {}, r"missing .*q_proj\.lora_magnitude"),
-        ({}, {"base_model.model.model.other.lora_A.weight": (4, 64)}, r"unexpected .*other"),
-        ({"r": 2}, {}, r"of another shape .*q_proj\.lora_A.* \(4, 64\), wanted \(2, 64\)"),
+        ({"use_dora": True}, {}, r"missing: .*q_proj\.lora_magnitude"),
+        ({}, {"base_model.model.model.other.lora_A.weight": (4, 64)}, r"unexpected: .*other"),
+        ({"r": 2}, {}, r"of another shape: .*q_proj\.lora_A.* \(4, 64\), wanted \(2, 64\)"),
         (
             {},
             {"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": (4, 64)},
-            r"missing .*layers\.0\.self_attn\.q_proj\.lora_B",
+            r"missing: .*layers\.0\.self_attn\.q_proj\.lora_B",
         ),
     ],
 )

@@ -267,7 +267,7 @@ def test_a_lora_that_lacks_a_key_is_refused(published: Path, tmp_path: Path) -> 
     lora["strange"] = lora.pop(key)
     torch.save(lora, tmp_path / "adapter_model.bin")
     with pytest.raises(
-        CheckpointError, match=rf"adapter_model.bin: missing \['{key}'\], .*strange"
+        CheckpointError, match=rf"adapter_model.bin: .* missing: {key}; 1 unexpected: strange"
     ):
         load(tmp_path)
     (tmp_path / "adapter_model.bin").unlink()

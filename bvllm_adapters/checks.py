@@ -1,4 +1,4 @@
-"""Plain values of a config file, checked: errors name the field, what came, what was wanted."""
+"""Plain values, checked: errors name the argument or field, what came, and what was wanted."""
 
 from __future__ import annotations
 
@@ -8,6 +8,16 @@ from pathlib import Path
 from typing import Any
 
 
+def check_count(name: str, value: object, *, least: int = 1, most: int | None = None) -> int:
+    """`value` if it is an int (no bool) in [least, most], else TypeError or ValueError."""
+    wanted = f"an int >= {least}" if most is None else f"an int from {least} to {most}"
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: got {value!r} ({type(value).__name__}), wanted {wanted}")
+    if value < least or (most is not None and value > most):
+        raise ValueError(f"{name}: got {value}, wanted {wanted}")
+    return value
+
+
 def check_number(
     name: str,
     value: object,
@@ -15,9 +25,10 @@ def check_number(
     least: float = -math.inf,
     above: float = -math.inf,
     below: float = math.inf,
+    most: float = math.inf,
 ) -> None:
-    """A finite number, `least` or more, more than `above` and less than `below`."""
-    bounds = {">=": least, ">": above, "<": below}
+    """A finite number, `least` or more, more than `above`, less than `below`, `most` or less."""
+    bounds = {">=": least, ">": above, "<": below, "<=": most}
     wanted = " and ".join(
         f"{sign} {bound:g}" for sign, bound in bounds.items() if abs(bound) < math.inf
     )
@@ -26,11 +37,12 @@ def check_number(
         if isinstance(value, str):
             hint = " (YAML takes 1e-3 for text: write 1.0e-3 or 0.001)"
         raise TypeError(f"{name}: got {value!r}, wanted a number {wanted}{hint}")
-    if not (least <= value < below and value > above and math.isfinite(value)):
+    if not (least <= value <= most and above < value < below and math.isfinite(value)):
         raise ValueError(f"{name}: got {value}, wanted a number {wanted}")
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """`value` is one of `choices`, else ValueError."""
     if value not in choices:
         raise ValueError(f"{name}: got {value!r}, wanted one of {list(choices)}")
 
