@@ -46,10 +46,11 @@ def load(
     base: str | Path | None = None,
     dtype: torch.dtype = torch.float32,
     host: str | None = None,
-) -> nn.Module:
+) -> Any:
     """A model of a known host from a folder or hub id, in eval mode; wrapped if it was saved so.
 
-    Runs no code of the checkpoint; downloads nothing when HF_HUB_OFFLINE is set.
+    Runs no code of the checkpoint; downloads nothing when HF_HUB_OFFLINE is set. Which class the
+    model is of stands in the checkpoint, so type checkers are told nothing of it.
 
     Args:
         base: folder or hub id of the model that a LoRA or projector-only folder changes, where
