@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +10,6 @@ from torch import Tensor, nn
 
 from bvllm_adapters.checks import check_count
 from bvllm_adapters.features import Selection, VisualTokens, check_tensor
-
-Order = Literal["position", "similarity"]
 
 
 class BudgetMerger(nn.Module):
@@ -133,34 +130,46 @@ def prompt_shares(
     return [[next(shares) for _ in range(frames)] for frames, _ in shapes]
 
 
-def merge_to(tokens: Tensor, target: int, *, order: Order = "position") -> tuple[Tensor, Tensor]:
-    """Merge similar tokens of each frame until `target` are left.
+def merge_to(tokens: Tensor, target: int) -> tuple[Tensor, Tensor]:
+    """Merge similar tokens of each frame until `target` are left, in the order of the earliest
+    member of each.
 
     Args:
         tokens: (B, T, H), B frames of T tokens. target: from 1 up; T or more is a no-op.
-        order: "position" gives clusters in the order of their earliest member; "similarity" as
-            they come out of the last round (see `merge_round`), as in the authors' code.
 
     Returns:
         (B, target, H) in the dtype of `tokens`, and (B, target) float32 sizes that sum to T.
     """
     check_count("target", target)
     batch, count, _ = tokens.shape
-    size = torch.ones(batch, count, device=tokens.device)
     if target >= count:
-        return tokens, size
-    merged = tokens.float()
-    first = torch.arange(count, device=tokens.device).expand(batch, -1)
+        return tokens, torch.ones(batch, count, device=tokens.device)
+    merged, size, first = merge_rounds(tokens.float(), target)
+    by_first = torch.argsort(first, dim=1)
+    merged = merged.gather(1, by_first[..., None].expand_as(merged))
+    return merged.to(tokens.dtype), size.gather(1, by_first)
+
+
+def merge_rounds(merged: Tensor, target: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rounds of matching until `target` tokens are left, in the order of the last round, which is
+    that of the authors' code.
+
+    Args:
+        merged: (B, T, H) float32. target: less than T.
+
+    Returns:
+        (B, target, H), (B, target) how many each holds, and the position of each one's earliest
+        member.
+    """
+    batch, count, _ = merged.shape
+    size = torch.ones(batch, count, device=merged.device)
+    first = torch.arange(count, device=merged.device).expand(batch, -1)
     while count > target:
         # Halve; the last round is cut short, or takes one token more of an odd number.
         merges = count // 2 if count // 2 > target else count - target
         merged, size, first = merge_round(merged, size, first, merges)
         count -= merges
-    if order == "position":
-        by_first = torch.argsort(first, dim=1)
-        merged = merged.gather(1, by_first[..., None].expand_as(merged))
-        size = size.gather(1, by_first)
-    return merged.to(tokens.dtype), size
+    return merged, size, first
 
 
 def merge_round(

@@ -17,14 +17,10 @@ class SpatialSampler(nn.Module):
     Args:
         qformer: width H, reading visual tokens of width C.
         tokens_per_frame: R.
-        chunk_size: frames read at a time, to bound memory; None: all at once.
     """
 
-    def __init__(
-        self, qformer: QFormer, *, tokens_per_frame: int, chunk_size: int | None = None
-    ) -> None:
+    def __init__(self, qformer: QFormer, *, tokens_per_frame: int) -> None:
         super().__init__()
-        self.chunk_size = chunk_size
         self.norm = nn.LayerNorm(qformer.visual_width)
         self.queries = nn.Parameter(torch.empty(tokens_per_frame, qformer.width).normal_(std=0.02))
         self.qformer = qformer
@@ -49,13 +45,6 @@ class SpatialSampler(nn.Module):
         """
         if not prepared:
             frames = self.prepare(frames)
-        chunk = self.chunk_size or len(frames)
-        masks = [None] * len(frames) if text_mask is None else text_mask.split(chunk)
-        return torch.cat(
-            [
-                self.qformer(self.queries.expand(len(part), -1, -1), part, ids, mask)
-                for part, ids, mask in zip(
-                    frames.split(chunk), text_ids.split(chunk), masks, strict=False
-                )
-            ]
-        )
+        queries = self.queries.expand(len(frames), -1, -1)
+        tokens: Tensor = self.qformer(queries, frames, text_ids, text_mask)
+        return tokens

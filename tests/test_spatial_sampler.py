@@ -39,12 +39,3 @@ def test_frames_are_normed_before_they_are_read(sampler):
     tokens = sampler(frames, text)
     assert torch.allclose(sampler(frames * 50 + 3, text), tokens, atol=1e-4)
     assert torch.equal(sampler(sampler.prepare(frames), text, prepared=True), tokens)
-
-
-@pytest.mark.parametrize("chunk_size", [1, 2, 99])
-def test_chunks_change_nothing(sampler, chunk_size):
-    frames, text = torch.randn(5, 7, 12), torch.randint(1, 99, (5, 4))
-    mask = torch.arange(4) < torch.tensor([1, 2, 3, 4, 4])[:, None]
-    whole = sampler(frames, text, mask)
-    sampler.chunk_size = chunk_size
-    assert torch.allclose(sampler(frames, text, mask), whole, atol=1e-5)
