@@ -45,6 +45,10 @@ class SpatialSampler(nn.Module):
         """
         if not prepared:
             frames = self.prepare(frames)
+        return self.read(frames, text_ids, text_mask)
+
+    def read(self, frames: Tensor, text_ids: Tensor, text_mask: Tensor | None) -> Tensor:
+        """(F, P, C) prepared frames -> (F, R, H): what the queries read of each."""
         queries = self.queries.expand(len(frames), -1, -1)
         tokens: Tensor = self.qformer(queries, frames, text_ids, text_mask)
         return tokens

@@ -16,6 +16,7 @@ from bvllm_adapters.config import BalancedTokenizerConfig
 from bvllm_adapters.features import Selection
 from bvllm_adapters.frame_selector import FrameSelector
 from bvllm_adapters.qformer import QFormer
+from bvllm_adapters.spatial_sampler import SpatialSampler
 
 METHODS = ("bvllm", "uniform", "random", "two_tokens", "no_question")
 TOKENS_PER_SPREAD_FRAME = 2  # more frames with fewer tokens serve a method that cannot choose
@@ -77,7 +78,7 @@ class BlindFrameSelector(FrameSelector):
         return super().batch_scores(cls, text_ids[:, :0])
 
 
-class TwoTokenSampler(nn.Module):
+class TwoTokenSampler(SpatialSampler):
     """LLaMA-VID's two tokens of a frame (Li et al., 2023, section 3.2): context and content.
 
     Context: what the question's queries attend to among the patches, averaged over the queries.
@@ -85,32 +86,16 @@ class TwoTokenSampler(nn.Module):
     """
 
     def __init__(self, qformer: QFormer, *, num_queries: int) -> None:
-        super().__init__()
+        super().__init__(qformer, tokens_per_frame=num_queries)
         width = qformer.visual_width
-        self.norm = nn.LayerNorm(width)
-        self.queries = nn.Parameter(torch.empty(num_queries, qformer.width).normal_(std=0.02))
-        self.qformer = qformer
         self.query = nn.Linear(qformer.width, width)
         self.context = nn.Linear(width, qformer.width)
         self.content = nn.Linear(width, qformer.width)
 
-    def prepare(self, patches: Tensor) -> Tensor:
-        normed: Tensor = self.norm(patches)
-        return normed
-
-    def forward(
-        self,
-        frames: Tensor,
-        text_ids: Tensor,
-        text_mask: Tensor | None = None,
-        *,
-        prepared: bool = False,
-    ) -> Tensor:
-        """(F, P, C) frames, (F, L) questions -> (F, 2, H) tokens."""
-        if not prepared:
-            frames = self.prepare(frames)
-        read = self.qformer(self.queries.expand(len(frames), -1, -1), frames, text_ids, text_mask)
-        scores = self.query(read).float() @ frames.float().transpose(1, 2)
+    def read(self, frames: Tensor, text_ids: Tensor, text_mask: Tensor | None) -> Tensor:
+        """(F, P, C) prepared frames -> (F, 2, H)."""
+        scores = self.query(super().read(frames, text_ids, text_mask)).float()
+        scores = scores @ frames.float().transpose(1, 2)
         weights = (scores / frames.shape[2] ** 0.5).softmax(dim=2).to(frames.dtype)
         context = self.context((weights @ frames).mean(dim=1))
         return torch.stack([context, self.content(frames.mean(dim=1))], dim=1)
