@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 from transformers import CLIPVisionConfig, LlamaConfig
 
+from bvllm_adapters.hosts.language_model import CACHE_NAMES
+
 Sizes = TypeVar("Sizes", "EvaSizes", "QFormerSizes")
 
 IMAGE_TOKEN_ID = -200
@@ -30,6 +32,7 @@ class LlavaConfig(LlamaConfig):
     """
 
     model_type = "llava"
+    keys_to_ignore_at_inference = list(CACHE_NAMES)  # noqa: RUF012
 
 
 @dataclass(frozen=True)

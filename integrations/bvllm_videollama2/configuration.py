@@ -21,23 +21,29 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from bvllm_adapters.hosts.language_model import CACHE_NAMES
+
 TowerConfig = CLIPVisionConfig | SiglipVisionConfig
 
 
 class Videollama2MistralConfig(MistralConfig):
     model_type = "videollama2_mistral"
+    keys_to_ignore_at_inference = list(CACHE_NAMES)  # noqa: RUF012
 
 
 class Videollama2Qwen2Config(Qwen2Config):
     model_type = "videollama2_qwen2"
+    keys_to_ignore_at_inference = list(CACHE_NAMES)  # noqa: RUF012
 
 
 class Videollama2MixtralConfig(MixtralConfig):
     model_type = "videollama2_mixtral"
+    keys_to_ignore_at_inference = list(CACHE_NAMES)  # noqa: RUF012
 
 
 class Videollama2LlamaConfig(LlamaConfig):
     model_type = "videollama2_llama"
+    keys_to_ignore_at_inference = list(CACHE_NAMES)  # noqa: RUF012
 
 
 _LARGE = {

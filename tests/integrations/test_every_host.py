@@ -16,6 +16,7 @@ from tiny_hosts import TINY_HOSTS, llama_vid, native, videollama2, wrap_small
 import bvllm_adapters as bvllm
 from bvllm_adapters import Encoding
 from bvllm_adapters.hosts.find import host_of
+from bvllm_adapters.hosts.language_model import CACHE_NAMES
 
 BUNNY = Path(__file__).parents[2] / "examples" / "big_buck_bunny.mp4"
 QUESTIONS = ["What is it?", "", "Who is behind the large tree, and what are they doing there?"]
@@ -34,6 +35,10 @@ def tokens_of(opened: bvllm.OpenVideo, question: str) -> Any:
     with torch.inference_mode():
         tokenizer: Any = opened.model.balanced_tokenizer
         return tokenizer([opened.features], [question])[0]
+
+
+def test_a_trainer_gathers_no_cache_whatever_it_is_called(host: tuple[Any, Any]) -> None:
+    assert set(CACHE_NAMES) <= set(host[0].config.keys_to_ignore_at_inference)
 
 
 def test_two_passes_are_one(host: tuple[Any, Any]) -> None:
