@@ -260,10 +260,10 @@ def _most_chosen(config: BalancedTokenizerConfig, num_frames: int, hard: bool) -
     """Different choices from a video of so many frames."""
     if num_frames == 1:
         return 1
-    if not hard:  # even of two frames, each choice may be another blend
+    if not hard:  # soft choices do not become one: each blends the frames in its own proportions
         return config.num_frames
     if config.frame_count != "fixed" and config.max_frames is None:
-        return num_frames  # but for the budget
+        return num_frames  # the scores may ask for all; the budget is applied by the caller
     return min(num_frames, config.most_frames)
 
 

@@ -226,7 +226,8 @@ def check_tensor(name: str, value: object, axes: str) -> None:
         raise ValueError(f"{name}: got dtype {value.dtype}, wanted floating point {wanted}")
     if value.dim() != len(axes.split()) or 0 in shape:
         raise ValueError(f"{name}: got shape {shape}, wanted {wanted} with no empty axis")
-    # A finite sum settles it without a mask of the tensor's size; another may be mere overflow.
+    # A finite sum proves that all values are finite, without a mask as large as the tensor. A sum
+    # that is not may have overflowed, so only then each value is looked at.
     if not value.is_meta and not bool(value.sum(dtype=torch.float32).isfinite()):
         if not bool(torch.isfinite(value).all()):
             raise ValueError(f"{name}: got NaN or inf, wanted finite numbers")

@@ -90,7 +90,8 @@ def build_encoder(name: str, config: ScoutConfig) -> nn.Module:
     if width != config.width:
         raise ValueError(f"scout.width: got {config.width}, wanted {width} as {name} has")
     for module in encoder.modules():
-        # All are saved: what loads into a model without weights knows not how to fill the others.
+        # Buffers that are not saved could not be filled when a model is loaded without first being
+        # built with values, so all of them are saved.
         for buffer in list(module.named_buffers(recurse=False)):
             module.register_buffer(*buffer)
     return encoder

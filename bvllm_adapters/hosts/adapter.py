@@ -74,7 +74,7 @@ def load_adapter(source: str | Path, host: str) -> BalancedTokenizer:
 def lora_of(source: str | Path) -> Path | None:
     """The folder of an adapter's LoRA, in peft's layout; None if it has none."""
     folder = local_folder(source, ADAPTER_FILE)
-    # An older LoRA may lie where an adapter without one was written.
+    # adapter.json decides: an adapter without LoRA may have been written over one that had some.
     return folder / LORA_FOLDER if _about(folder).get("lora") else None
 
 

@@ -93,10 +93,10 @@ def bare_language_model(model: Any) -> Any:
     """
     cls = language_class(model)
     config = copy.deepcopy(model.config)
-    config.num_hidden_layers = 0  # a shell, into which the layers there are go
+    config.num_hidden_layers = 0  # a shell: its layers will be the model's own
     with torch.device("meta"):
         shell: Any = cls(config)
     shell.model, shell.lm_head = model.get_model(), model.get_output_embeddings()
     shell.config, shell.generation_config = model.config, model.generation_config
-    shell.training = model.training  # its own flag: the modules have theirs
+    shell.training = model.training  # its own flag alone; its modules keep theirs
     return shell

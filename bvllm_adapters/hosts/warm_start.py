@@ -224,7 +224,7 @@ def fill(
             if value.shape != target.shape:
                 wrong.append(f"{key} {tuple(value.shape)}, wanted {tuple(target.shape)} as {name}")
             values[name] = value
-    # A stage of ours that more layers are wanted for than came is as wrong as one with fewer.
+    # Each stage must be filled whole: too few published layers are as wrong as too many.
     stages = {name.split("qformer.")[0] for name in wanted if "qformer." in name}
     missing = sorted(
         name

@@ -172,7 +172,7 @@ def unwrap(model: Model) -> Model:
     replaced = base.__dict__.pop("_bvllm_replaced")
     if replaced is None:
         delattr(base, TOKENIZER)
-    else:  # in its place among the modules, which the order of parameters hangs on
+    else:  # set over the other, so that the order of modules, and of parameters, stays
         setattr(base, TOKENIZER, _beside_embeddings(replaced, base))
     _become(base, base._bvllm_original)
     return model

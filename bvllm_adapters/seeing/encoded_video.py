@@ -44,7 +44,7 @@ class EncodedVideo:
         self.sight, self.options = sight, options
         self.source: FrameSource | None = None
         self.path: Path | None = None  # of the source, unless that is in memory
-        self._stamp: list[tuple[str, int, int]] | None = None  # of what is there
+        self._stamp: list[tuple[str, int, int]] | None = None  # of the path, when it was seen
         self.shape: tuple[int, ...] | None = None  # of frames that are pushed
         self._begin()
 
@@ -55,7 +55,7 @@ class EncodedVideo:
         self._kept: list[Tensor] = []  # (k, P, C) of each chunk, if patches are kept
         self._kept_bytes = 0
         self._pending: list[Frames] = []  # pushed, not a whole chunk yet
-        self._pushed: list[Frames] = []  # for the tower to look at what a scout has chosen
+        self._pushed: list[Frames] = []  # kept for the tower, which looks at those that are chosen
         self._features: FrameFeatures | None = None
         self._again = LookAgain(
             self._read_again, lambda pixels: self.sight.look(pixels)[1], self.options.cache_bytes

@@ -91,7 +91,8 @@ def encode_pixels(
         tokenizer: the BalancedTokenizer that the features are for.
     """
     scout = tokenizer.scout
-    # In training the second look is what a limited support of choices is for.
+    # With `selection_support`, training looks at few frames again, so that the patches of all need
+    # not be kept for the backward pass.
     few = len(pixels) <= KEEP_FRAMES and not tokenizer.training
     keep = needs_all_patches(tokenizer) or (scout is None and few)
     cls, kept = [], []
@@ -101,7 +102,7 @@ def encode_pixels(
         if scout is None or keep:
             feature, patches = look(chunk)
             if scout is None:
-                cls.append(feature.clone())  # it may be a view, which holds all it is of
+                cls.append(feature.clone())  # as a view it would keep the tower's whole output
             if keep:
                 kept.append(patches)
 

@@ -172,7 +172,7 @@ def _found(where: Any, seconds: list[float], about: Mapping[str, Any]) -> FrameS
     """
     path = path_of(where)
     source = source_of(where if path is None else path, Sampling(**about["reading"]))
-    if source.seconds.tolist() != seconds:  # as of damaged files, until they are decoded
+    if source.seconds.tolist() != seconds:  # a damaged file tells its times only when decoded
         try:
             for _ in source.read(np.arange(len(source))):
                 pass

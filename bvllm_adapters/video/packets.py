@@ -136,7 +136,7 @@ def read_index(path: Path) -> PacketIndex:
     """
     # An hour has 100,000 packets, of which objects would take ten times the memory.
     times, lengths, key_dts, marks = array("q"), array("q"), array("q"), bytearray()
-    partial, untimed = False, False  # the last packet; any packet
+    partial, untimed = False, False  # the last packet is cut short; some packet has no time
     first: VideoFrame | None = None
     with open_video(path) as (container, stream):
         links = dependence(container, stream)

@@ -31,7 +31,7 @@ def build_eva(
         embed_dim=width,
         depth=depth,
         num_heads=heads,
-        # timm multiplies and rounds down: half more than wanted comes out as wanted.
+        # timm takes a ratio and rounds the product down: half a unit more survives the rounding.
         mlp_ratio=(ffn_width + 0.5) / width,
         num_classes=0,
         global_pool="",
