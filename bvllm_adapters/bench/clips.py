@@ -80,7 +80,7 @@ def _timed(packets: Iterable[Packet[Any]]) -> Iterator[tuple[Packet[Any], int, i
             yield packet, packet.pts, packet.pts if packet.dts is None else packet.dts
         else:
             first.append((packet, packet.pts))
-    for packet, pts in first:  # of which it says it of none
+    for packet, pts in first:  # of a file that says it of no packet
         yield packet, pts, pts
 
 

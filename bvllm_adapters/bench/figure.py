@@ -10,7 +10,7 @@ from xml.sax.saxutils import escape
 from bvllm_adapters.bench.rows import FURTHER_TOKEN, Row
 from bvllm_adapters.bench.table import quantity
 
-# Okabe and Ito's colours, told apart by all; dashes tell apart those that come again.
+# Okabe and Ito's colours, which everybody can tell apart; a colour used twice is dashed.
 COLOURS = "#000000 #e69f00 #56b4e9 #009e73 #f0e442 #0072b2 #d55e00 #cc79a7".split()
 SIDE, LEFT, TOP, GAP, LEGEND = 300, 70, 60, 40, 130  # pixels
 

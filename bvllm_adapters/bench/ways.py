@@ -83,7 +83,7 @@ class Way:
             self.note = "the device has too little memory for it"
             self.seconds.clear()
             self.peaks.clear()
-        # Not before the error is gone, which holds all that was made up to it.
+        # Only now is the error gone, whose traceback kept all that had been made alive.
         if self.note is not None:
             gc.collect()
             torch.cuda.empty_cache()

@@ -35,7 +35,7 @@ def with_baselines(model: nn.Module, folder: Path | None) -> dict[str, nn.Module
 
 def _baseline(method: str, model: nn.Module, file: Path) -> nn.Module:
     tower = getattr(model, "vision_tower", None)
-    # What a deep copy finds in its memo, it shares: the tower is by far the largest part.
+    # A deep copy shares what its memo holds already: here the tower, by far the largest part.
     baseline: Any = copy.deepcopy(model, {} if tower is None else {id(tower): tower})
     tokenizer = tokenizer_of(model)
     replaced = build_method(method, tokenizer.config)

@@ -19,7 +19,7 @@ from bvllm_adapters.training.dummy_video import zero_of
 from bvllm_adapters.training.samples import Samples, ShuffledRows
 from bvllm_adapters.training.stages import restore
 
-FEW = 1000  # rows; the share of skipped ones is taken of as many at least, or one would be too many
+FEW = 1000  # rows; the share of skipped ones is of so many at least, or the first would stop it
 
 log = logging.getLogger("bvllm_adapters")
 

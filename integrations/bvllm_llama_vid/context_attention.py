@@ -72,8 +72,8 @@ def context_and_content(model: Any, config: Any, frames: Tensor, prompts: list[s
         text.to(weight.device).repeat_interleave(count, dim=0) for text in (text_ids, text_mask)
     )
     patches = frames
-    # The tower says how many patches a frame has: their number being odd, by which upstream tells
-    # a CLS token, would cost a tower of 15 x 15 patches its first one.
+    # The tower says how many patches a frame has. Upstream tells a CLS token by an odd number of
+    # tokens, which would cost a tower of 15 x 15 patches its first patch.
     has_cls = frames.shape[1] == model.vision_tower.num_patches + 1
     if has_cls and config.mm_vision_select_feature == "patch":
         patches = frames[:, 1:]

@@ -113,8 +113,8 @@ def build_eva_tower(sizes: EvaSizes) -> nn.Module:
         ffn_width=sizes.intermediate_size,
     )
     for block in eva.blocks:
-        # Upstream's order of sums: EVA's features are large, and the context attention's softmax
-        # over them makes a difference in their last digits one in the fourth of a token.
+        # Attention adds up in upstream's order: EVA's features are large, and the softmax of the
+        # context attention turns a difference in their last digit into one in a token's fourth.
         block.attn.fused_attn = False
     built: nn.Module = eva
     return built
