@@ -1,1 +1,4 @@
-"""Measuring a model: the needle task, what it is compared with, and intervals."""
+"""Measuring a model: the needle task, what it is compared with, and intervals.
+
+It may import conversation and what is below it; not training, bench or testing.
+"""

@@ -1,7 +1,8 @@
 """Property tests for visual-token budgets: of this library, and of your own host.
 
 Needs hypothesis, not pytest. `strategies` makes inputs, `contract` holds the rules; each rule is a
-function that raises AssertionError where it is broken.
+function that raises AssertionError where it is broken. It may import the BalancedTokenizer and what
+is below it.
 """
 
 from bvllm_adapters.testing.contract import (

@@ -3,6 +3,8 @@
 from bvllm_adapters.training import TrainingConfig, train
 
 model = train(TrainingConfig.load("examples/training/bvllm_qwen2_alignment.yaml"))
+
+It may import conversation and what is below it; not evaluation, bench or testing.
 """
 
 from __future__ import annotations

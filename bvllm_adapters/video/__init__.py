@@ -1,7 +1,7 @@
 """From a file, a folder, an image or an array to frames with their times.
 
 It knows no model. It may import the standard library, NumPy, Pillow, PyAV, torch for tensors that
-come as videos, and `bvllm_adapters.config` for checks of numbers.
+come as videos, and `bvllm_adapters.checks`.
 """
 
 from bvllm_adapters.video.frames import VideoError as VideoError
