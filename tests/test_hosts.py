@@ -10,6 +10,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -265,7 +266,10 @@ def test_an_untrained_tokenizer_is_said_to_be(acme, caplog):
 
 
 def test_ask_reads_a_real_video_and_traces_it(acme):
-    model = bvllm.wrap(acme.tiny_model(), max_tokens=10)
+    model = acme.tiny_model()
+    # One frame is enough for the budget, however few the random queries choose.
+    config = replace(host_of(model).config(model), tokens_per_frame=10, max_tokens=10)
+    bvllm.wrap(model, config=config)
     processor = host_of(model).processor(Path())
     clip = ROOT / "examples" / "big_buck_bunny.mp4"
     answer = bvllm.ask(model, clip, "What?", processor=processor, max_new_tokens=3)

@@ -45,16 +45,16 @@ def test_no_more_than_depth_wait(depth):
 
 
 def test_it_runs_beside_the_one_who_takes():
-    def slow() -> Iterator[int]:
-        for i in range(10):
-            time.sleep(0.03)
-            yield i
+    more_is_made = threading.Event()
 
-    begin = time.perf_counter()
-    with ahead(slow(), 2) as items:
-        for _ in items:
-            time.sleep(0.03)
-    assert time.perf_counter() - begin < 0.5  # 0.6 one after the other
+    def source() -> Iterator[int]:
+        yield 0
+        more_is_made.set()
+        yield 1
+
+    with ahead(source(), 2) as items:
+        assert next(iter(items)) == 0
+        assert more_is_made.wait(timeout=60)  # while the first one is still held
 
 
 def test_an_error_is_raised_where_items_are_taken():
