@@ -313,6 +313,15 @@ def test_a_peft_model_around_it(loaded: Any, processor: Any) -> None:
         assert torch.equal(model(**call).logits, before)
 
 
+def test_a_folder_may_be_a_string(folder: Path, processor: Any) -> None:
+    from bvllm_llama_vid.preprocessing import LlamaVidProcessor
+    from bvllm_llama_vid.weights import load
+
+    made = LlamaVidProcessor.load(str(folder))
+    assert made.prompt(FIRST) == processor.prompt(FIRST)
+    assert load(str(folder), dtype=torch.float32).config.mm_hidden_size == 48
+
+
 def test_asking(loaded: Any, folder: Path) -> None:
     """Tokenizer and image processor are found beside the checkpoint."""
     model = put_on(copy.deepcopy(loaded))

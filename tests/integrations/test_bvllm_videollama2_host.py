@@ -483,6 +483,15 @@ def test_asking(wrapped: Any, processor: Any) -> None:
     assert image.trace.frames_decoded == 1 and image.trace.num_tokens == R
 
 
+def test_a_folder_may_be_a_string(folder: Path, processor: Any) -> None:
+    from bvllm_videollama2.preprocessing import Videollama2Processor
+    from bvllm_videollama2.weights import load
+
+    made = Videollama2Processor.from_folder(str(folder))
+    assert made.prompt(QUESTION, "video") == processor.prompt(QUESTION, "video")
+    assert load(str(folder), dtype=torch.float32).config.num_frames == processor.num_frames
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(folder: Path, processor: Any, dtype: torch.dtype) -> None:
     model = wrap(HOST.load(folder, dtype=dtype), max_tokens=48)
