@@ -290,6 +290,17 @@ def test_ask_reads_a_real_video_and_traces_it(acme):
 # --- what is refused -----------------------------------------------------------------------------
 
 
+def test_a_file_does_not_pick_what_is_imported(tmp_path, monkeypatch):
+    """config.json may name a class that is published, never a module."""
+    (tmp_path / "planted.py").write_text("raise SystemExit('imported')\n")
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["planted:HOST"]}))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(bvllm.HostError, match="no host serves the model class planted:HOST"):
+        bvllm.load(tmp_path)
+    with pytest.raises(SystemExit, match="imported"):
+        bvllm.load(tmp_path, host="planted:HOST")  # the caller may
+
+
 def test_wrapping_twice_and_unwrapping_what_is_not_wrapped(acme):
     model = acme.tiny_model()
     with pytest.raises(ValueError, match="model: got a AcmeVideoForCausalLM that is not wrapped"):

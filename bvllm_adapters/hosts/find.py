@@ -57,6 +57,17 @@ def find_host(name: str) -> Host:
     """
     if ":" in name:
         return _import(HostInfo(name, name, "no distribution, asked for by name"))
+    return published_host(name)
+
+
+def published_host(name: str) -> Host:
+    """The host published for the model class `name`, which may come from a file.
+
+    Nothing is imported but what an installed distribution has published.
+
+    Raises:
+        HostError: see `find_host`.
+    """
     published = list_hosts()
     claims = [info for info in published if info.name == name]
     if not claims:

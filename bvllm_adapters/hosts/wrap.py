@@ -27,7 +27,7 @@ from bvllm_adapters.hosts.adapter import (
     save_adapter,
     tokenizer_of,
 )
-from bvllm_adapters.hosts.find import find_host, host_of
+from bvllm_adapters.hosts.find import find_host, host_of, published_host
 from bvllm_adapters.hosts.host import Host, HostError
 from bvllm_adapters.hosts.language_model import tell_if_newer_than_tested
 from bvllm_adapters.weights.device import device_of
@@ -64,7 +64,8 @@ def load(
     if host is None and not names:
         raise HostError(f"{folder / 'config.json'} names no architectures, so no host can be found")
     from_base = {} if base is None else {"base": base}
-    model = find_host(host or names[0]).load(folder, dtype=dtype, **from_base).eval()
+    served_by = published_host(str(names[0])) if host is None else find_host(host)
+    model = served_by.load(folder, dtype=dtype, **from_base).eval()
     if (folder / ADAPTER_FOLDER).is_dir():
         wrap(model, adapter=folder / ADAPTER_FOLDER, host=host)
     return model
