@@ -18,6 +18,7 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
+from torch import Tensor
 
 TESTED = (5, 24)  # the newest transformers that the tests have passed with, as in constraints.txt
 CACHE_NAMES = ("cache", "past_key_values")
@@ -84,6 +85,19 @@ def language_class(model: Any) -> Any:
     raise ValueError(
         f"model: got a {type(model).__name__}, wanted one that derives from a class of transformers"
     )
+
+
+class StepsOfTransformers:
+    """Mixin of a model whose steps of generation are made ready by transformers' own method, past
+    one of a class between that knows the cache by another name."""
+
+    def prepare_inputs_for_generation(
+        self: Any, input_ids: Tensor, *, inputs_embeds: Tensor | None = None, **kwargs: Any
+    ) -> Any:
+        """transformers' own. It is asked whether it takes embeddings, so they have a name here."""
+        return language_class(self).prepare_inputs_for_generation(
+            self, input_ids, inputs_embeds=inputs_embeds, **kwargs
+        )
 
 
 def bare_language_model(model: Any) -> Any:

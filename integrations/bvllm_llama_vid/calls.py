@@ -9,14 +9,19 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteriaList
 
-from bvllm_adapters.hosts.language_model import cache_name, language_class, one_cache
+from bvllm_adapters.hosts.language_model import (
+    StepsOfTransformers,
+    cache_name,
+    language_class,
+    one_cache,
+)
 from bvllm_adapters.hosts.splice import left_padded
 from bvllm_llama_vid.inputs import is_placeholder
 
 Prompts = Sequence[Sequence[str]]
 
 
-class Calls:
+class Calls(StepsOfTransformers):
     """What our port and any wrapped model are called by; it knows its prompts' visual tokens by
     `prepare_inputs_labels_for_multimodal`.
 
@@ -114,14 +119,6 @@ class Calls:
             return ids
         out.sequences = ids
         return out
-
-    def prepare_inputs_for_generation(
-        self: Any, input_ids: Tensor, *, inputs_embeds: Tensor | None = None, **kwargs: Any
-    ) -> Any:
-        """transformers' own. It is asked whether it takes embeddings, so they have a name here."""
-        return language_class(self).prepare_inputs_for_generation(
-            self, input_ids, inputs_embeds=inputs_embeds, **kwargs
-        )
 
 
 class _BehindPrompt:

@@ -8,11 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bvllm_adapters.hosts.language_model import cache_name, language_class, one_cache
+from bvllm_adapters.hosts.language_model import (
+    StepsOfTransformers,
+    cache_name,
+    language_class,
+    one_cache,
+)
 from bvllm_videollama2.inputs import Visual, positions, prompts_to_continue
 
 
-class Calls:
+class Calls(StepsOfTransformers):
     """What our port and any wrapped model are called by; it knows its prompts' visual tokens by
     `prepare_inputs_labels_for_multimodal`.
 
@@ -89,12 +94,4 @@ class Calls:
         """
         return language_class(self).generate(
             self, **prompts_to_continue(self, inputs, images, kwargs)
-        )
-
-    def prepare_inputs_for_generation(
-        self: Any, input_ids: Tensor, *, inputs_embeds: Tensor | None = None, **kwargs: Any
-    ) -> Any:
-        """transformers' own. It is asked whether it takes embeddings, so they have a name here."""
-        return language_class(self).prepare_inputs_for_generation(
-            self, input_ids, inputs_embeds=inputs_embeds, **kwargs
         )
