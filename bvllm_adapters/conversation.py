@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
@@ -11,8 +12,17 @@ import torch
 from torch import nn
 
 from bvllm_adapters.checks import check_count
-from bvllm_adapters.hosts.adapter import tokenizer_of
+from bvllm_adapters.hosts.adapter import base_model, tokenizer_of
+from bvllm_adapters.hosts.evaluating import evaluating
+from bvllm_adapters.hosts.find import host_of
+from bvllm_adapters.hosts.generation import (
+    check_settings,
+    check_streamer,
+    of_prompt,
+    with_length,
+)
 from bvllm_adapters.ledger import answering, ledger, stage
+from bvllm_adapters.question import without
 from bvllm_adapters.seeing.encoding import Encoding
 from bvllm_adapters.seeing.saved_video import (
     Origin,
@@ -26,13 +36,24 @@ from bvllm_adapters.video.frames import Progress
 from bvllm_adapters.video.read import source_of
 from bvllm_adapters.video.sampling import Sampling
 
+Turns = Sequence[tuple[str, str]]
+"""Earlier questions, each with its answer."""
+
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model said, and what it saw."""
+    """What the model said, and what it saw.
+
+    Args:
+        text: its answer, or the best of several. texts: all, as many as `num_return_sequences`.
+        generated: with `return_dict_in_generate=True`, what generate() returned of this question:
+            `sequences` of new ids, `scores` and what else was asked for, but for the cache.
+    """
 
     text: str
     trace: Trace
+    texts: tuple[str, ...] = ()
+    generated: Any = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         return self.text
@@ -57,7 +78,8 @@ class OpenVideo(SeenVideo):
 
         Args:
             question: may be empty; several are answered as one batch, in one list.
-            settings: max_tokens, max_new_tokens and those of generate(); see `bvllm.ask`.
+            settings: max_tokens, history, system, max_new_tokens and those of generate(); see
+                `bvllm.ask`.
         """
         questions = [question] if isinstance(question, str) else list(question)
         with ledger() as seconds:
@@ -137,7 +159,8 @@ def ask(
     question: str,
     *,
     max_tokens: int | None = None,
-    max_new_tokens: int = 128,
+    history: Turns = (),
+    system: str | None = None,
     processor: Any = None,
     encoding: Encoding | None = None,
     fps: float | None = 1.0,
@@ -149,16 +172,27 @@ def ask(
 ) -> Answer:
     """Ask a wrapped or native model one question about a video or image.
 
+    It answers as in evaluation, in whatever mode it is; see `bvllm_adapters.hosts.evaluating`.
+
     Args:
-        question: may be empty.
+        question: may be empty. Tags and special tokens in it are left out: it is text.
         max_tokens: budget in visual tokens, in place of the tokenizer's own.
-        max_new_tokens: length of the answer at most; this and `generate` go to the model's
-            generate().
+        history: (question, answer) of earlier turns, in the host's chat format. The video stands
+            in the first of them; which of its frames are shown, the present question decides.
+        system: what the conversation begins with, in place of the host's own words.
+        generate: settings of transformers' generate(), such as `max_new_tokens` (128, unless the
+            model's own generation_config says), `do_sample`, `num_return_sequences`,
+            `generation_config`, `return_dict_in_generate`, `streamer` or `stopping_criteria`.
+            `max_length` counts the ids of the prompt too, the video as one. Processors and
+            criteria see the new ids alone. What cannot follow behind visual tokens is refused.
         video, processor, encoding, fps, start, end, max_frames, progress: see `open_video`.
 
     Raises:
         VideoError: for a video that cannot be read. ValueError: for a model without tokenizer.
+        TypeError, ValueError: for a wrong setting, by its name, before the video is read.
     """
+    tokenizer_of(base_model(model))
+    _check(host_of(base_model(model)), [question], max_tokens, history, system, generate)
     with ledger() as seconds:
         opened = open_video(
             model,
@@ -172,38 +206,44 @@ def ask(
             progress=progress,
         )
         (answer,) = _answers(
-            [opened], [question], seconds, max_tokens=max_tokens, max_new_tokens=max_new_tokens,
-            **generate,
+            [opened], [question], seconds,
+            max_tokens=max_tokens, history=history, system=system, **generate,
         )  # fmt: skip
     return answer
 
 
 @torch.inference_mode()
 def ask_batch(
-    items: Iterable[tuple[OpenVideo, str]], *, batch_size: int = 8, **settings: Any
+    items: Iterable[tuple[OpenVideo, str] | tuple[OpenVideo, str, Turns]],
+    *,
+    batch_size: int = 8,
+    **settings: Any,
 ) -> list[Answer]:
     """Questions about several videos and images of one model, several in one call of it.
 
     Args:
-        items: an open video with one question each; a video may come any number of times.
+        items: an open video with one question each, and its history if it has one; a video may
+            come any number of times.
         batch_size: prompts that the language model sees at a time.
-        settings: max_tokens, max_new_tokens and those of generate(), see `ask`.
+        settings: max_tokens, system, max_new_tokens and those of generate(), see `ask`.
 
     Returns:
         An answer for each item, in their order. `trace.seconds` is that of its whole batch.
     """
     check_count("batch_size", batch_size)
-    pairs = list(items)
-    for video, _ in pairs:
+    given = [tuple(item) for item in items]
+    for video, *_ in given:
         if not isinstance(video, OpenVideo):
             raise TypeError(f"items: got {video!r}, wanted videos that open_video has opened")
-    if len({id(video.model) for video, _ in pairs}) > 1:
+    if len({id(video.model) for video, *_ in given}) > 1:
         raise ValueError("items: got videos of several models, wanted those of one")
     answers = []
-    for begin in range(0, len(pairs), batch_size):
-        videos, questions = zip(*pairs[begin : begin + batch_size], strict=True)
+    for begin in range(0, len(given), batch_size):
+        batch = given[begin : begin + batch_size]
+        videos, questions = [item[0] for item in batch], [item[1] for item in batch]
+        own = [item[2] if len(item) > 2 else None for item in batch]
         with ledger() as seconds:
-            answers += _answers(videos, questions, seconds, **settings)
+            answers += _answers(videos, questions, seconds, histories=own, **settings)
     return answers
 
 
@@ -213,26 +253,75 @@ def _answers(
     seconds: dict[str, float],
     *,
     max_tokens: int | None = None,
-    max_new_tokens: int = 128,
+    history: Turns = (),
+    system: str | None = None,
+    histories: Sequence[Turns | None] | None = None,
     **generate: Any,
 ) -> list[Answer]:
     if not videos:
         return []
     first = videos[0]
+    earlier = [history if own is None else own for own in histories or [None] * len(videos)]
+    for turns in earlier:
+        _check(first.host, questions, max_tokens, turns, system, generate)
+    in_prompt: dict[str, Any] = {}  # what not every host has a place for
+    if any(earlier):
+        in_prompt["history"] = [[(without(q), without(a)) for q, a in turns] for turns in earlier]
+    if system is not None:
+        in_prompt["system"] = without(system)
+    questions = [without(question) for question in questions]
     features = [video.features for video in videos]
     tokenizer = tokenizer_of(first.model)
-    tokens = tokenizer(features, questions, max_tokens=max_tokens)
-    with answering() as at_each_token:
-        generate["logits_processor"] = [*(generate.get("logits_processor") or ()), *at_each_token]
-        texts = first.host.answers(
-            first.model, first.processor, questions, tokens,
-            max_new_tokens=max_new_tokens, **generate,
-        )  # fmt: skip
+    generate = with_length(generate, getattr(first.model, "generation_config", None))
+    with evaluating(first.model):
+        tokens = tokenizer(features, questions, max_tokens=max_tokens)
+        with answering() as at_each_token:
+            processors = [*(generate.pop("logits_processor", None) or ()), *at_each_token]
+            replies = first.host.answers(
+                first.model, first.processor, questions, tokens,
+                logits_processor=processors, **in_prompt, **generate,
+            )  # fmt: skip
+    each, output = len(replies) // len(questions), getattr(replies, "output", None)
     budget = tokenizer.config.max_tokens if max_tokens is None else max_tokens
-    return [
-        Answer(
-            text,
-            Trace.of(visual, max_tokens=budget, seconds=seconds, tower_passes=video.tower_passes),
+    answers = []
+    for i, (visual, video) in enumerate(zip(tokens, videos, strict=True)):
+        trace = Trace.of(
+            visual, max_tokens=budget, seconds=seconds, tower_passes=video.tower_passes
         )
-        for text, visual, video in zip(texts, tokens, videos, strict=True)
-    ]
+        texts = tuple(replies[i * each : (i + 1) * each])
+        generated = None if output is None else of_prompt(output, i, len(videos))
+        answers.append(Answer(texts[0], trace, texts, generated))
+    return answers
+
+
+def _check(
+    host: Any,
+    questions: Sequence[str],
+    max_tokens: int | None,
+    history: Turns,
+    system: str | None,
+    generate: dict[str, Any],
+) -> None:
+    """Raises TypeError or ValueError naming the setting, what came and what was wanted."""
+    takes = inspect.signature(host.answers).parameters
+    for question in questions:
+        if not isinstance(question, str):
+            raise ValueError(f"question: got {type(question).__name__}, wanted a string")
+    if max_tokens is not None:
+        check_count("max_tokens", max_tokens)
+    check_settings(generate, also={*takes} - {"model", "processor", "questions", "tokens"})
+    check_streamer(generate, len(questions))
+    if isinstance(history, str) or not isinstance(history, Sequence):
+        raise TypeError(f"history: got {type(history).__name__}, wanted (question, answer) pairs")
+    for i, turn in enumerate(history):
+        pair = isinstance(turn, Sequence) and not isinstance(turn, str) and len(turn) == 2
+        if not pair or not all(isinstance(text, str) for text in turn):
+            raise TypeError(f"history[{i}]: got {turn!r:.80}, wanted (question, answer) as texts")
+    if system is not None and not isinstance(system, str):
+        raise TypeError(f"system: got {type(system).__name__}, wanted a text")
+    for name, value in (("history", history or None), ("system", system)):
+        if value is not None and name not in takes:
+            raise ValueError(
+                f"{name}: got {value!r:.80}, wanted none, as {type(host).__name__} has no place "
+                "for it in its prompt"
+            )

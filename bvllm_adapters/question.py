@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from torch import Tensor
 VOCABULARY = Path(__file__).parent / "data" / "bert-base-uncased-vocab.txt"
 PAD = 0
 IGNORED_LABEL = -100
+TAGS = ("<image>", "<video>")  # what stands for a visual input in text
 
 
 class QuestionTokenizer:
@@ -66,6 +67,22 @@ def word_piece(words: Sequence[str]) -> Tokenizer:
     tokenizer.normalizer = BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = BertPreTokenizer()
     return tokenizer
+
+
+def without(text: str, tags: Collection[str] = TAGS) -> str:
+    """A text with none of `tags` in it, nor one that leaving out others would form.
+
+    >>> without("<vid<video>eo>What?")
+    'What?'
+    """
+    kept: list[str] = []
+    for char in text:
+        kept.append(char)
+        for tag in tags:  # none but the last characters kept can have become one
+            if tag and char == tag[-1] and "".join(kept[-len(tag) :]) == tag:
+                del kept[-len(tag) :]
+                break
+    return "".join(kept)
 
 
 def pad(questions: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

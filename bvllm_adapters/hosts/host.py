@@ -74,8 +74,13 @@ class Host(Protocol):
         tokens: Sequence[VisualTokens],
         **generate: Any,
     ) -> list[str]:
-        """What the model says to each question, of its visual tokens; in one batch. `generate`
-        goes to its generate()."""
+        """What the model says to each question, of its visual tokens; in one batch.
+
+        `generate` goes to its generate(); `bvllm_adapters.hosts.generation` says what settings
+        count, and gathers `num_return_sequences` texts to each question, one after another. A host
+        whose prompts have a place for them takes `history=`, to each question the (question,
+        answer) of earlier turns, in the first of which its visual tokens stand, and `system=`.
+        """
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bvllm_adapters.hosts.evaluating import evaluating
 from bvllm_adapters.ledger import stage
 from bvllm_adapters.video.frames import Frames
 
 
 class Sight:
     """How one model sees: frames to pixels, pixels to features; each step booked in the ledger.
+
+    It sees as in evaluation, whatever mode it is in.
 
     Args:
         host, model, processor: see `bvllm_adapters.hosts.Host`; the model has its tokenizer.
@@ -45,7 +48,7 @@ class Sight:
     @torch.no_grad()
     def look(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """(k, 3, S, S) -> (k, C) frame features, (k, P, C) patches: the whole tower."""
-        with stage("tower"):
+        with stage("tower"), evaluating(self.model):
             self.tower_passes += len(pixels)
             feature, patches = self.host.look(self.model, pixels)
             return feature, patches
@@ -53,6 +56,6 @@ class Sight:
     @torch.no_grad()
     def glance(self, pixels: Tensor) -> Tensor:
         """(k, 3, S, S) -> (k, C') features that frames are chosen by: the scout."""
-        with stage("scout"):
+        with stage("scout"), evaluating(self.model):
             feature: Tensor = self.scout(pixels, partial(self.host.look, self.model))
             return feature

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,17 +16,18 @@ from torch import Tensor, nn
 from bvllm_adapters.config import BalancedTokenizerConfig
 from bvllm_adapters.context import asked
 from bvllm_adapters.features import VisualTokens
+from bvllm_adapters.hosts.generation import Replies, settled
 from bvllm_adapters.hosts.host import OwnWay
 from bvllm_adapters.hosts.language_model import bare_language_model
 from bvllm_adapters.hosts.splice import splice
-from bvllm_adapters.question import QuestionTokenizer, pad, question_from_prompt
+from bvllm_adapters.hosts.turns import turns_of
+from bvllm_adapters.question import TAGS, QuestionTokenizer, pad, question_from_prompt, without
 from bvllm_adapters.weights.device import device_of
 from bvllm_llama_vid.calls import Calls
 from bvllm_llama_vid.configuration import IMAGE_TOKEN_ID, question_vocabulary
 from bvllm_llama_vid.encoding import features_of, look
 from bvllm_llama_vid.inputs import VisualRow, is_placeholder, mask_of_words, visual_rows
 from bvllm_llama_vid.preprocessing import LlamaVidProcessor, tokenizer_of
-from bvllm_llama_vid.prompt_tokenizer import IMAGE_TOKEN
 from bvllm_llama_vid.published import PUBLISHED, parts
 from bvllm_llama_vid.sizes import live_text_sizes
 
@@ -230,17 +232,21 @@ class LlamaVidHost:
         processor: LlamaVidProcessor,
         questions: Sequence[str],
         tokens: Sequence[VisualTokens],
+        *,
+        history: Sequence[Sequence[tuple[str, str]]] | None = None,
+        system: str | None = None,
         **generate: Any,
-    ) -> list[str]:
-        """128 new tokens at most, unless told otherwise."""
+    ) -> Replies:
         embed = model.get_input_embeddings()
         device = device_of(embed)
-        ids, mask = pad(
-            [
-                processor.tokenizer(processor.prompt(question.replace(IMAGE_TOKEN, "").strip()))
-                for question in questions
-            ]
-        )
+        special = {*TAGS, *processor.tokenizer.special}
+        if system is not None:
+            processor = replace(processor, system=without(system, special))
+        prompts = [
+            processor.prompt(*turns_of(question, None if history is None else history[i], special))
+            for i, question in enumerate(questions)
+        ]
+        ids, mask = pad([processor.tokenizer(prompt) for prompt in prompts])
         spliced = splice(
             ids.to(device),
             embed,
@@ -249,12 +255,11 @@ class LlamaVidHost:
             attention_mask=mask.to(device),
             padding_side="left",
         )
-        if "max_length" not in generate:
-            generate.setdefault("max_new_tokens", 128)
+        settings = settled(model.generation_config, generate, prompt_length=ids.shape[1])
         speaker = model if isinstance(model, Calls) else bare_language_model(model)
         new = speaker.generate(
             inputs_embeds=spliced.inputs_embeds,
             attention_mask=spliced.attention_mask,
-            **generate,
+            **settings,
         )
-        return [processor.tokenizer.decode(row).strip() for row in new]
+        return Replies.of(new, lambda rows: [processor.tokenizer.decode(row) for row in rows])

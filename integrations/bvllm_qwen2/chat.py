@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from bvllm_adapters.question import without
+
 IMAGE_TOKEN = "<image>"
 VIDEO_TOKEN = "<video>"
 PLACEHOLDER = re.compile(f"{re.escape(IMAGE_TOKEN)}|{re.escape(VIDEO_TOKEN)}")
@@ -50,7 +52,7 @@ def question_of(text: str) -> str | None:
 
 
 def without_placeholders(text: str) -> str:
-    return PLACEHOLDER.sub("", text).strip()
+    return without(text, (IMAGE_TOKEN, VIDEO_TOKEN)).strip()
 
 
 def visuals_of(conversation: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from bvllm_adapters.balanced_tokenizer import BalancedTokenizer
 from bvllm_adapters.features import FrameFeatures, VisualTokens
 from bvllm_adapters.frame_selector import FrameSelector
+from bvllm_adapters.hosts.generation import check_settings, settled
 from bvllm_adapters.hosts.language_model import CACHE_NAMES, cache_name, one_cache
 from bvllm_adapters.hosts.splice import PaddingSide, SplicedPrompts, placeholder_rows, splice
 from bvllm_adapters.seeing.encoding import encode_pixels
@@ -225,37 +225,55 @@ class BvllmQwen2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
     @torch.no_grad()
     def generate(  # our inputs go by name
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         *,
+        inputs: Tensor | None = None,
         attention_mask: Tensor | None = None,
         pixel_values: Tensor | None = None,
         frame_counts: Tensor | None = None,
         seconds: Tensor | None = None,
         question_ids: Tensor | None = None,
         question_mask: Tensor | None = None,
+        labels: Tensor | None = None,
         max_tokens: int | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Answers, new tokens only: visual tokens have no ids, so prompts cannot be repeated.
+        """The prompts' ids as they came and, behind them, the answers', as transformers has it.
 
-        Visual inputs are encoded once, whatever the number of beams.
+        Visual inputs are encoded once, whatever the number of beams. Each of them is the one id
+        of its placeholder for max_length, streamers, criteria and processors of logits.
 
-        Args: see `forward`. kwargs: of transformers' generate, as max_new_tokens=64.
+        Args: see `forward`. inputs: another name of input_ids. labels: not looked at; a
+            Seq2SeqTrainer hands them on. kwargs: of transformers' generate, as max_new_tokens=64.
+
+        Raises:
+            TypeError, ValueError: see `forward` and `bvllm_adapters.hosts.generation`.
         """
+        input_ids = inputs if input_ids is None else input_ids
+        if input_ids is None:
+            raise ValueError("input_ids: got None, wanted the ids of the prompts")
+        check_settings(kwargs)
         visual = VisualTensors(pixel_values, frame_counts, seconds, question_ids, question_mask)
         tokens = self.visual_tokens(input_ids, visual, attention_mask, max_tokens=max_tokens)
         prompts = self.splice(input_ids, tokens, attention_mask=attention_mask, padding_side="left")
-        return self.continue_prompts(prompts, **kwargs)
+        return self.continue_prompts(prompts, input_ids=input_ids, **kwargs)
 
-    def continue_prompts(self, prompts: SplicedPrompts, **kwargs: Any) -> Any:
-        """New tokens behind left-padded spliced prompts, by the language model's own generate()."""
-        settings = copy.deepcopy(kwargs.pop("generation_config", None) or self.generation_config)
-        kwargs = settings.update(**kwargs)  # gives back what is no setting
+    def continue_prompts(
+        self, prompts: SplicedPrompts, *, input_ids: Tensor | None = None, **kwargs: Any
+    ) -> Any:
+        """New tokens behind left-padded spliced prompts, by the language model's own generate().
+
+        Args:
+            input_ids: (B, L) of the prompts, which then stand before the new ones; None: new ones
+                only.
+        """
+        length = 0 if input_ids is None else input_ids.shape[1]
+        settings = settled(self.generation_config, kwargs, prompt_length=length, answers=False)
         return self.language_model.generate(
+            input_ids,
             inputs_embeds=prompts.inputs_embeds,
             attention_mask=prompts.attention_mask,
-            generation_config=settings,
-            **kwargs,
+            **settings,
         )
 
     @property

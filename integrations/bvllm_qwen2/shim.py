@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,12 @@ from torch import Tensor, nn
 
 from bvllm_adapters.config import BalancedTokenizerConfig
 from bvllm_adapters.features import VisualTokens
+from bvllm_adapters.hosts.generation import Replies, settled
 from bvllm_adapters.hosts.tiny_tokenizer import tiny_tokenizer
-from bvllm_adapters.question import pad
+from bvllm_adapters.hosts.turns import messages, special_tokens, turns_of
+from bvllm_adapters.question import pad, without
 from bvllm_adapters.weights.device import device_of
-from bvllm_qwen2.chat import VIDEO_TOKEN, without_placeholders
+from bvllm_qwen2.chat import VIDEO_TOKEN
 from bvllm_qwen2.configuration import BvllmQwen2Config
 from bvllm_qwen2.modeling import BvllmQwen2ForConditionalGeneration
 from bvllm_qwen2.processing import BvllmQwen2Processor, image_processor_for
@@ -107,20 +110,26 @@ class BvllmQwen2Host:
         processor: BvllmQwen2Processor,
         questions: Sequence[str],
         tokens: Sequence[VisualTokens],
+        *,
+        history: Sequence[Sequence[tuple[str, str]]] | None = None,
+        system: str | None = None,
         **generate: Any,
-    ) -> list[str]:
-        """128 new tokens at most, unless told otherwise."""
+    ) -> Replies:
+        special = special_tokens(processor.tokenizer)
         ids = []
-        for question in questions:
+        for i, question in enumerate(questions):
+            turns = turns_of(question, None if history is None else history[i], special)
+            turns[0] = f"{VIDEO_TOKEN}\n{turns[0]}"
             prompt = processor.apply_chat_template(
-                [{"role": "user", "content": f"{VIDEO_TOKEN}\n{without_placeholders(question)}"}],
+                messages(turns, None if system is None else without(system, special)),
                 add_generation_prompt=True,
             )
             ids.append(processor.tokenizer(prompt, return_tensors="pt")["input_ids"][0])
         padded, mask = (part.to(device_of(model.get_input_embeddings())) for part in pad(ids))
-        if "max_length" not in generate:
-            generate.setdefault("max_new_tokens", 128)
         prompts = model.splice(padded, tokens, attention_mask=mask, padding_side="left")
-        new = model.continue_prompts(prompts, **generate)
-        texts = processor.tokenizer.batch_decode(new, skip_special_tokens=True)
-        return [text.strip() for text in texts]
+        settings = settled(
+            model.generation_config, generate,
+            prompt_length=padded.shape[1], tokenizer=processor.tokenizer,
+        )  # fmt: skip
+        new = model.continue_prompts(prompts, **settings)
+        return Replies.of(new, partial(processor.tokenizer.batch_decode, skip_special_tokens=True))

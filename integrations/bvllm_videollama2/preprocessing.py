@@ -11,10 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import transformers
+from jinja2 import TemplateError
 from PIL import Image
 from torch import Tensor
 
 from bvllm_adapters.checks import check_count
+from bvllm_adapters.hosts.turns import messages
+from bvllm_adapters.question import without
 from bvllm_adapters.weights.image_processors import by_pil, clip_processor, squared
 from bvllm_videollama2.prompts import SYSTEM, TAGS, WITH_SYSTEM, Kind, text_tokenizer
 
@@ -125,17 +128,37 @@ class Videollama2Processor:
             fields["model_type"],
         )
 
-    def prompt(self, question: str, kind: Kind) -> str:
-        """One turn of a conversation as text, with a tag where the video or image belongs."""
-        tag = TAGS[kind][0] if kind in TAGS else ""
-        for other, _ in TAGS.values():
-            question = question.replace(other, "")
-        messages = [{"role": "user", "content": f"{tag}\n{question}"}]
-        if self.system is not None:
-            messages.insert(0, {"role": "system", "content": self.system})
-        text: str = self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
-        )
+    def prompt(
+        self,
+        question: str,
+        kind: Kind,
+        history: Sequence[tuple[str, str]] = (),
+        system: str | None = None,
+    ) -> str:
+        """A conversation as text, with a tag where the video or image belongs.
+
+        Args:
+            question: the one to be answered. history: (question, answer) of the turns before it;
+                the first turn has the tag. Tags in them are left out.
+            system: what it begins with, in place of upstream's words.
+
+        Raises:
+            ValueError: for a `system` that the chat template has no place for.
+        """
+        turns = [text for turn in history for text in turn] + [question]
+        turns = [without(text, [tag for tag, _ in TAGS.values()]) for text in turns]
+        turns[0] = f"{TAGS[kind][0] if kind in TAGS else ''}\n{turns[0]}"
+        if system is not None and self.system is not None:  # in the marks that upstream's is in
+            system = f"<<SYS>>\n{system}\n<</SYS>>"
+        begin = self.system if system is None else system
+        try:
+            text: str = self.tokenizer.apply_chat_template(
+                messages(turns, begin), tokenize=False, add_generation_prompt=True
+            )
+        except TemplateError as error:
+            if system is None:
+                raise
+            raise ValueError(f"system: got {system!r:.80}, wanted None: {error}") from error
         return text
 
     def ids(self, prompt: str, kind: Kind) -> Tensor:

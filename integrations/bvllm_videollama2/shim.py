@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,12 @@ from torch import Tensor, nn
 from bvllm_adapters.config import BalancedTokenizerConfig
 from bvllm_adapters.context import asked
 from bvllm_adapters.features import VisualTokens
+from bvllm_adapters.hosts.generation import Replies, settled
 from bvllm_adapters.hosts.host import OwnWay
 from bvllm_adapters.hosts.language_model import bare_language_model
 from bvllm_adapters.hosts.splice import placeholder_rows, splice
-from bvllm_adapters.question import QuestionTokenizer, pad
+from bvllm_adapters.hosts.turns import special_tokens, turns_of
+from bvllm_adapters.question import QuestionTokenizer, pad, without
 from bvllm_adapters.weights.device import device_of
 from bvllm_adapters.weights.towers import has_cls
 from bvllm_videollama2.calls import Calls
@@ -181,13 +184,20 @@ class Videollama2Host:
         processor: Videollama2Processor,
         questions: Sequence[str],
         tokens: Sequence[VisualTokens],
+        *,
+        history: Sequence[Sequence[tuple[str, str]]] | None = None,
+        system: str | None = None,
         **generate: Any,
-    ) -> list[str]:
+    ) -> Replies:
         """In upstream's prompt; greedy unless told otherwise."""
         embed = model.get_input_embeddings()
-        prompts = [
-            processor.ids(processor.prompt(question, "video"), "video")[0] for question in questions
-        ]
+        special = special_tokens(processor.tokenizer)
+        begin = None if system is None else without(system, special)
+        prompts = []
+        for i, question in enumerate(questions):
+            *earlier, last = turns_of(question, None if history is None else history[i], special)
+            pairs = list(zip(earlier[::2], earlier[1::2], strict=True))
+            prompts.append(processor.ids(processor.prompt(last, "video", pairs, begin), "video")[0])
         ids, mask = (part.to(device_of(embed)) for part in pad(prompts))
         spliced = splice(
             ids,
@@ -197,7 +207,10 @@ class Videollama2Host:
             attention_mask=mask,
             padding_side="left",
         )
-        settings = processor.settings(model) | generate
+        settings = settled(
+            model.generation_config, generate, prompt_length=ids.shape[1],
+            tokenizer=processor.tokenizer, **processor.settings(model),
+        )  # fmt: skip
         # Not an unwrapped object's own generate(): upstream's takes no embeddings.
         speaker = model if isinstance(model, Calls) else bare_language_model(model)
         new = speaker.generate(
@@ -205,8 +218,7 @@ class Videollama2Host:
             attention_mask=spliced.attention_mask,
             **settings,
         )
-        texts = processor.tokenizer.batch_decode(new, skip_special_tokens=True)
-        return [text.strip() for text in texts]
+        return Replies.of(new, partial(processor.tokenizer.batch_decode, skip_special_tokens=True))
 
 
 def _question(

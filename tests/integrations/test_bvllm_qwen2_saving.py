@@ -131,7 +131,8 @@ def test_half_precision(tiny_qwen2: Any, noise: Any, tmp_path: Path) -> None:
     out = half(**inputs)
     assert out.logits.dtype == torch.bfloat16
     assert out.visual_tokens[0].selection.weights.dtype == torch.float32
-    assert half.generate(**inputs, max_new_tokens=3, do_sample=False).shape == (1, 3)
+    length = inputs["input_ids"].shape[1]
+    assert half.generate(**inputs, max_new_tokens=3, do_sample=False).shape == (1, length + 3)
     half.save_pretrained(tmp_path / "half")
     assert_same_state(Model.from_pretrained(tmp_path / "half", dtype=torch.bfloat16), half)
 
