@@ -231,7 +231,7 @@ def ask_batch(
         An answer for each item, in their order. `trace.seconds` is that of its whole batch.
     """
     check_count("batch_size", batch_size)
-    given = [tuple(item) for item in items]
+    given: list[tuple[Any, ...]] = [tuple(item) for item in items]
     for video, *_ in given:
         if not isinstance(video, OpenVideo):
             raise TypeError(f"items: got {video!r}, wanted videos that open_video has opened")

@@ -46,6 +46,7 @@ from bvllm_qwen2 import (
     BvllmQwen2Processor,
     TimmVisionConfig,
 )
+from bvllm_qwen2.chat import RENDER
 from bvllm_qwen2.processing import image_processor_for
 
 WORDS = [
@@ -56,8 +57,8 @@ WORDS = [
     *COLORS,
 ]
 CHAT_TEMPLATE = (
-    "{%- for message in messages -%}"
-    "{{- '<|im_start|>' ~ message.role ~ '\n' ~ message.content ~ '<|im_end|>\n' -}}"
+    RENDER + "{%- for message in messages -%}"
+    "{{- '<|im_start|>' ~ message.role ~ '\n' ~ render(message.content) ~ '<|im_end|>\n' -}}"
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
 )

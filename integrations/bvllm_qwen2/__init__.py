@@ -3,7 +3,12 @@
 Importing it makes the model known to transformers' Auto classes.
 """
 
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+)
 
 from bvllm_adapters.hosts.host import Host
 from bvllm_qwen2.build import build
@@ -31,6 +36,5 @@ AutoConfig.register(EvaVisionConfig.model_type, EvaVisionConfig, exist_ok=True)
 AutoConfig.register(TimmVisionConfig.model_type, TimmVisionConfig, exist_ok=True)
 AutoConfig.register(BvllmQwen2Config.model_type, BvllmQwen2Config, exist_ok=True)
 AutoProcessor.register(BvllmQwen2Config, BvllmQwen2Processor, exist_ok=True)
-AutoModelForImageTextToText.register(
-    BvllmQwen2Config, BvllmQwen2ForConditionalGeneration, exist_ok=True
-)
+for auto in (AutoModelForImageTextToText, AutoModelForMultimodalLM):
+    auto.register(BvllmQwen2Config, BvllmQwen2ForConditionalGeneration, exist_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bvllm_adapters.question import without
@@ -12,9 +12,9 @@ IMAGE_TOKEN = "<image>"
 VIDEO_TOKEN = "<video>"
 PLACEHOLDER = re.compile(f"{re.escape(IMAGE_TOKEN)}|{re.escape(VIDEO_TOKEN)}")
 
-# Renders messages of strings as Qwen2-Instruct's own template does; a message's content may also
-# be a list of {"type": "video"}, {"type": "image"} and {"type": "text", "text": ...}.
-CHAT_TEMPLATE = """\
+# A message's content: a string, or a list of {"type": "video"}, {"type": "image"} and {"type":
+# "text", "text": ...}.
+RENDER = """\
 {%- macro render(content) -%}
     {%- if content is string -%}
         {{- content -}}
@@ -28,6 +28,12 @@ CHAT_TEMPLATE = """\
         {%- endfor -%}
     {%- endif -%}
 {%- endmacro -%}
+"""
+
+# Renders messages of strings as Qwen2-Instruct's own template does.
+CHAT_TEMPLATE = (
+    RENDER
+    + """\
 {%- if messages[0].role != 'system' -%}
     {{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' -}}
 {%- endif -%}
@@ -38,6 +44,7 @@ CHAT_TEMPLATE = """\
     {{- '<|im_start|>assistant\\n' -}}
 {%- endif -%}
 """
+)
 
 _USER_TURN = re.compile(r"<\|im_start\|>user\n(.*?)<\|im_end\|>", re.DOTALL)
 
@@ -55,25 +62,55 @@ def without_placeholders(text: str) -> str:
     return without(text, (IMAGE_TOKEN, VIDEO_TOKEN)).strip()
 
 
-def visuals_of(conversation: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+def as_strings(conversation: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Messages whose content is a string each, with a placeholder for each image and video.
+
+    Raises:
+        ValueError: for content that is neither a string nor a list of parts.
+    """
+    out = []
+    for message in conversation:
+        content = message.get("content")
+        if isinstance(content, list | tuple):
+            content = "".join(map(_as_string, content))
+        elif not isinstance(content, str):
+            raise ValueError(
+                f"content: got {type(content).__name__}, wanted a string or a list of parts"
+            )
+        out.append({**message, "content": content})
+    return out
+
+
+def _as_string(part: Any) -> str:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind == "text" and isinstance(part.get("text"), str):
+        return without(part["text"], (IMAGE_TOKEN, VIDEO_TOKEN))
+    if kind not in ("image", "video"):
+        shown = repr(kind) if kind is not None else f"{type(part).__name__} {part!r:.60}"
+        raise ValueError(f"content: got a part of type {shown}, wanted text, image or video")
+    return f"<{kind}>"
+
+
+def visuals_of(conversation: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """The images and the videos that a conversation's messages hold, in reading order."""
     found: dict[str, list[Any]] = {"image": [], "video": []}
     for message in conversation:
-        if isinstance(message["content"], str):
-            continue
-        for part in message["content"]:
+        parts = [] if isinstance(message["content"], str) else message["content"]
+        for part in parts:
             kind = part["type"]
             if kind == "text":
                 continue
-            if kind not in found:
-                raise ValueError(
-                    f"content: got a part of type {kind!r}, wanted text, image or video"
-                )
-            sources = [part[key] for key in (kind, "path") if key in part]
+            sources = [part[key] for key in (kind, "path", "url") if key in part]
             if len(sources) != 1:
                 raise ValueError(
                     f"content: got a {kind} with the keys {sorted(part)}, "
                     f"wanted one of {kind!r} or 'path' that says which"
                 )
-            found[kind].append(sources[0])
+            (source,) = sources
+            if isinstance(source, str) and source.startswith(("http://", "https://", "data:")):
+                raise ValueError(
+                    f"content: got a {kind} at {source:.60}, wanted a file, as nothing is "
+                    "downloaded"
+                )
+            found[kind].append(source)
     return found

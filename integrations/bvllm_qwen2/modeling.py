@@ -15,13 +15,13 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from bvllm_adapters.balanced_tokenizer import BalancedTokenizer
 from bvllm_adapters.features import FrameFeatures, VisualTokens
 from bvllm_adapters.frame_selector import FrameSelector
-from bvllm_adapters.hosts.generation import check_settings, settled
 from bvllm_adapters.hosts.language_model import CACHE_NAMES, cache_name, one_cache
 from bvllm_adapters.hosts.splice import PaddingSide, SplicedPrompts, placeholder_rows, splice
 from bvllm_adapters.seeing.encoding import encode_pixels
 from bvllm_adapters.spatial_sampler import SpatialSampler
 from bvllm_adapters.weights.device import device_of
 from bvllm_qwen2.configuration import BvllmQwen2Config, EvaVisionConfig
+from bvllm_qwen2.generating import Generation
 from bvllm_qwen2.inputs import VisualTensors
 from bvllm_qwen2.vision_tower import VisionTower, init_eva
 
@@ -40,7 +40,7 @@ class BvllmQwen2Output(CausalLMOutputWithPast):
     visual_tokens: list[VisualTokens] | None = None
 
 
-class BvllmQwen2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
+class BvllmQwen2ForConditionalGeneration(Generation, PreTrainedModel, GenerationMixin):
     """Answers questions about videos and images within a budget of visual tokens.
 
     Axes: B prompts, L ids of the longest, V placeholders in all prompts, T frames of all visual
@@ -220,60 +220,6 @@ class BvllmQwen2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
             attention_mask=attention_mask,
             labels=labels,
             padding_side=padding_side,
-        )
-
-    @torch.no_grad()
-    def generate(  # our inputs go by name
-        self,
-        input_ids: Tensor | None = None,
-        *,
-        inputs: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        frame_counts: Tensor | None = None,
-        seconds: Tensor | None = None,
-        question_ids: Tensor | None = None,
-        question_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        max_tokens: int | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """The prompts' ids as they came and, behind them, the answers', as transformers has it.
-
-        Visual inputs are encoded once, whatever the number of beams. Each of them is the one id
-        of its placeholder for max_length, streamers, criteria and processors of logits.
-
-        Args: see `forward`. inputs: another name of input_ids. labels: not looked at; a
-            Seq2SeqTrainer hands them on. kwargs: of transformers' generate, as max_new_tokens=64.
-
-        Raises:
-            TypeError, ValueError: see `forward` and `bvllm_adapters.hosts.generation`.
-        """
-        input_ids = inputs if input_ids is None else input_ids
-        if input_ids is None:
-            raise ValueError("input_ids: got None, wanted the ids of the prompts")
-        check_settings(kwargs)
-        visual = VisualTensors(pixel_values, frame_counts, seconds, question_ids, question_mask)
-        tokens = self.visual_tokens(input_ids, visual, attention_mask, max_tokens=max_tokens)
-        prompts = self.splice(input_ids, tokens, attention_mask=attention_mask, padding_side="left")
-        return self.continue_prompts(prompts, input_ids=input_ids, **kwargs)
-
-    def continue_prompts(
-        self, prompts: SplicedPrompts, *, input_ids: Tensor | None = None, **kwargs: Any
-    ) -> Any:
-        """New tokens behind left-padded spliced prompts, by the language model's own generate().
-
-        Args:
-            input_ids: (B, L) of the prompts, which then stand before the new ones; None: new ones
-                only.
-        """
-        length = 0 if input_ids is None else input_ids.shape[1]
-        settings = settled(self.generation_config, kwargs, prompt_length=length, answers=False)
-        return self.language_model.generate(
-            input_ids,
-            inputs_embeds=prompts.inputs_embeds,
-            attention_mask=prompts.attention_mask,
-            **settings,
         )
 
     @property

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
-from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
 
 from bvllm_adapters.question import QuestionTokenizer, pad
-from bvllm_adapters.video.read import Video, read_video
 from bvllm_adapters.weights.image_processors import by_pil
 from bvllm_qwen2.chat import (
     CHAT_TEMPLATE,
     IMAGE_TOKEN,
     PLACEHOLDER,
     VIDEO_TOKEN,
+    as_strings,
     question_of,
     visuals_of,
 )
+from bvllm_qwen2.options import Options, for_template
+from bvllm_qwen2.sources import in_order, metadata_in_order, read_image
 
 
 class BvllmQwen2Processor(ProcessorMixin):
@@ -69,22 +70,21 @@ class BvllmQwen2Processor(ProcessorMixin):
         videos: Any = None,
         images: Any = None,
         questions: str | Sequence[str] | None = None,
-        *,
-        fps: float | None = 1.0,
-        return_tensors: str = "pt",
-        padding: bool | str = True,
         **kwargs: Any,
     ) -> BatchFeature:
         """A batch of prompts with their visual inputs.
 
         Args:
             text: prompts, with "<video>" or "<image>" where the next of these belongs.
-            videos, images: for each placeholder whatever `read_video` reads (or a `Video`), as one
-                list in reading order or as a list for each prompt.
+            videos, images: for each placeholder whatever `read_video` reads (or a `Video`), or
+                uint8 tensors, channels first or last; as one list in reading order or as a list
+                for each prompt.
             questions: what each prompt asks of its visual inputs, from which frames are chosen;
                 None: the first user turn of the prompt, in Qwen2's chat format.
-            fps: of videos that have not been read yet.
-            kwargs: of the tokenizer, such as padding_side.
+            kwargs: fps (1), num_frames and do_sample_frames, as `FramesWanted` has them;
+                video_metadata, for each video that comes as frames the `fps` and `frames_indices`
+                by which their times are known; padding (True), padding_side and others of the
+                tokenizer. All may also come in transformers' groups, such as videos_kwargs.
 
         Returns:
             Tensors named as the arguments of the model's forward().
@@ -92,13 +92,12 @@ class BvllmQwen2Processor(ProcessorMixin):
         Raises:
             ValueError: naming the argument, what came and what was wanted.
         """
-        if return_tensors != "pt":
-            raise ValueError(f"return_tensors: got {return_tensors!r}, wanted 'pt'")
+        options = Options.of(kwargs)
         texts = [text] if isinstance(text, str) else list(text)
         kinds = [PLACEHOLDER.findall(prompt) for prompt in texts]
         asked = self._questions(questions, texts, kinds)
 
-        encoded = self.tokenizer(texts, return_tensors="pt", padding=padding, **kwargs)
+        encoded = self.tokenizer(texts, return_tensors="pt", **options.text)
         data = {name: encoded[name] for name in ("input_ids", "attention_mask")}
         places = int(torch.isin(data["input_ids"], torch.tensor(self._placeholder_ids)).sum())
         if places != sum(map(len, kinds)):
@@ -106,12 +105,13 @@ class BvllmQwen2Processor(ProcessorMixin):
                 f"text: got {sum(map(len, kinds))} placeholders, of which truncation "
                 f"or the tokenizer left {places}, wanted all of them"
             )
-        sources = {
-            VIDEO_TOKEN: _in_order("videos", videos, kinds, VIDEO_TOKEN),
-            IMAGE_TOKEN: _in_order("images", images, kinds, IMAGE_TOKEN),
-        }
+        visuals = in_order("videos", videos, kinds, VIDEO_TOKEN)
+        pictures = in_order("images", images, kinds, IMAGE_TOKEN)
+        metadata = metadata_in_order(options.video_metadata, kinds)
         inputs = [
-            _read(next(sources[kind]), fps if kind == VIDEO_TOKEN else 1.0)
+            options.frames.read(next(visuals), next(metadata))
+            if kind == VIDEO_TOKEN
+            else read_image(next(pictures))
             for prompt in kinds
             for kind in prompt
         ]
@@ -141,8 +141,10 @@ class BvllmQwen2Processor(ProcessorMixin):
         chat_template: str | None = None,
         *,
         add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
         tokenize: bool = False,
         return_dict: bool = True,
+        processor_kwargs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
         """Messages of one conversation, or of several, as text or as a batch for the model.
@@ -150,32 +152,50 @@ class BvllmQwen2Processor(ProcessorMixin):
         Args:
             conversation: messages whose content is a string, or a list of {"type": "text",
                 "text": ...} and {"type": "video", "video": ...} or {"type": "image", "image":
-                ...}; instead of "video" and "image" also "path".
+                ...}; instead of "video" and "image" also "path". In a list's texts a tag is text,
+                and left out; templates that know nothing of lists render them too.
+            add_generation_prompt, continue_final_message: as transformers has them.
             tokenize: False: the text. True: what `__call__` gives, or with `return_dict=False`
                 its input_ids alone.
-            kwargs: of `__call__`.
+            processor_kwargs, kwargs: of `__call__`, and variables of the template.
+
+        Raises:
+            TypeError, ValueError: for what neither `__call__` nor the template has a use for.
         """
         batched = not isinstance(conversation[0], Mapping)
         conversations = list(conversation) if batched else [conversation]
+        template = self._template(chat_template)
+        variables, options = for_template(template, {**(processor_kwargs or {}), **kwargs})
         texts = [
             self.tokenizer.apply_chat_template(
-                list(messages),
-                chat_template=chat_template or self.chat_template,
+                as_strings(messages),
+                chat_template=template,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                **variables,
             )
             for messages in conversations
         ]
         if not tokenize:
+            Options.of(options)
             return texts if batched else texts[0]
         visuals = [visuals_of(messages) for messages in conversations]
         inputs = self(
             text=texts,
             videos=[found["video"] for found in visuals],
             images=[found["image"] for found in visuals],
-            **kwargs,
+            **options,
         )
         return inputs if return_dict else inputs["input_ids"]
+
+    def _template(self, given: str | None) -> str:
+        """The chat template of a name, if there are several; a given one, or our own."""
+        own: Any = self.chat_template
+        if isinstance(own, Mapping):
+            found: str = own.get(given or "default", given)
+            return found
+        return given or own
 
     @property
     def model_input_names(self) -> list[str]:
@@ -242,37 +262,3 @@ def _by_pil(image_processor: Any) -> Any:
             settings.pop("image_processor_type", None)
             return by_pil(**settings)
     return image_processor
-
-
-def _in_order(name: str, given: Any, kinds: list[list[str]], kind: str) -> Iterator[Any]:
-    """What stands for the placeholders of one kind, from a flat list or a list for each prompt."""
-    counts = [prompt.count(kind) for prompt in kinds]
-    if given is None:
-        given = []
-    elif _is_source(given, kind):
-        given = [given]
-    nested = [not _is_source(source, kind) for source in given]
-    if any(nested):
-        if not all(nested):
-            raise ValueError(
-                f"{name}: got single ones beside lists, wanted one flat list or a list per prompt"
-            )
-        got = [len(sources) for sources in given]
-        if got != counts:
-            raise ValueError(f"{name}: got {got} in the prompts, wanted {counts}, one per {kind}")
-        given = [source for sources in given for source in sources]
-    if len(given) != sum(counts):
-        raise ValueError(f"{name}: got {len(given)}, wanted {sum(counts)}, one per {kind} in text")
-    return iter(given)
-
-
-def _is_source(value: Any, kind: str) -> bool:
-    """Whether this is one video or image, rather than a list of them."""
-    if isinstance(value, list | tuple):
-        frames = kind == VIDEO_TOKEN and len(value) > 0
-        return frames and all(isinstance(frame, Image.Image) for frame in value)
-    return True
-
-
-def _read(source: Any, fps: float | None) -> Video:
-    return source if isinstance(source, Video) else read_video(source, fps=fps)
