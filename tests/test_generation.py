@@ -115,6 +115,8 @@ def test_a_length_comes_from_the_call_the_config_or_the_default(opened, monkeypa
     monkeypatch.setattr(opened.model.generation_config, "max_new_tokens", 5)
     assert new(opened) == 5
     assert new(opened, max_new_tokens=3) == 3
+    monkeypatch.setattr(opened.model.generation_config, "max_length", 6)  # as old files have it
+    assert new(opened, max_new_tokens=3) == 3
 
 
 def test_a_config_is_not_changed(opened) -> None:
@@ -481,3 +483,27 @@ def test_a_host_of_vicuna_splits_turns_as_upstream_does(tmp_path) -> None:
     _, processor = llama_vid(tmp_path)
     text = processor.prompt("Who?", "A rabbit.", "Where?")
     assert text.endswith("USER: <image>\nWho? ASSISTANT: A rabbit.</s>USER: Where? ASSISTANT:")
+
+
+def test_lengths_of_the_ports_own_generate_count_ids(host) -> None:
+    """The native host's are in test_bvllm_qwen2_conventions.py."""
+    model, processor = host
+    if type(model).__name__.startswith("Bvllm"):
+        return
+    pixels = host_of(model).pixels(processor, bvllm.read_video(BUNNY).frames)
+    if type(model).__name__.startswith("Videollama2"):
+        ids = processor.ids(processor.prompt(QUESTION, "video"), "video")
+        call: dict[str, Any] = {"inputs": ids, "images": [(pixels, "video")]}
+        before = 0  # it gives new ids only
+    else:
+        ids = processor.tokenizer(processor.prompt(QUESTION))[None]
+        call = {"inputs": ids, "images": [pixels], "prompts": [[QUESTION]]}
+        before = ids.shape[1]
+    call |= {"do_sample": False, "eos_token_id": -1}
+    whole = ids.shape[1] + 3
+    with asking(QUESTION):
+        assert model.generate(**call, max_length=whole).shape[1] == before + 3
+        given = GenerationConfig(max_length=whole)
+        assert model.generate(**call, generation_config=given).shape[1] == before + 3
+        with pytest.raises(ValueError, match="max_length: got 3, wanted more than the"):
+            model.generate(**call, max_length=3)

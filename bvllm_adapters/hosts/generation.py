@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import difflib
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -175,14 +175,12 @@ def settled(
     said = {name: value for name, value in settings.items() if value is not None}
     given = said.pop("generation_config", None)
     config = GenerationConfig() if given is None else copy.deepcopy(given)
-    sources = (said, vars(config))
-    shortest = [_least_tokens(source, prompt_length) for source in sources]
-    longest = [_new_tokens(source, prompt_length) for source in (*sources, vars(own))]
+    least = _first(_least_tokens, (said, vars(config)), prompt_length)
+    most = _first(_new_tokens, (said, vars(config), vars(own)), prompt_length)
     for name in ("max_length", "min_length"):
         said.pop(name, None)
         setattr(config, name, None)
-    for name, length in (("max_new_tokens", longest), ("min_new_tokens", shortest)):
-        setattr(config, name, said.pop(name, next((n for n in length if n is not None), None)))
+    said |= {"max_new_tokens": most, "min_new_tokens": least}
     for defaults in (by_host, own.to_dict()):
         for name, value in defaults.items():
             if name.startswith("_") or name in ("max_length", "min_length", "transformers_version"):
@@ -228,6 +226,16 @@ def _known() -> set[str]:
     arguments = set(inspect.signature(GenerationMixin.generate).parameters) - {"self", "kwargs"}
     fields = {name for name in vars(GenerationConfig()) if not name.startswith("_")}
     return (arguments | fields | {"tokenizer"}) - {"transformers_version"}
+
+
+def _first(
+    tokens: Callable[[Mapping[str, Any], int], int | None],
+    sources: Sequence[Mapping[str, Any]],
+    prompt_length: int,
+) -> int | None:
+    """What the first of the sources says that says anything."""
+    found = (tokens(source, prompt_length) for source in sources)
+    return next((count for count in found if count is not None), None)
 
 
 def _new_tokens(source: Mapping[str, Any], prompt_length: int) -> int | None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteriaList
 
+from bvllm_adapters.hosts.generation import settled
 from bvllm_adapters.hosts.language_model import (
     StepsOfTransformers,
     cache_name,
@@ -103,8 +104,10 @@ class Calls(StepsOfTransformers):
         )
         assert embeddings is not None and mask is not None  # there are placeholders and a mask
         mask, embeddings = left_padded(mask, embeddings)
-        if (length := kwargs.pop("max_length", None)) is not None:  # of ids, as upstream counts
-            kwargs.setdefault("max_new_tokens", length - input_ids.shape[1])
+        # Lengths are of ids, as upstream counts.
+        kwargs = settled(
+            self.generation_config, kwargs, prompt_length=input_ids.shape[1], answers=False
+        )
         if (criteria := kwargs.get("stopping_criteria")) is not None:
             # Upstream's look for a keyword behind the prompt, so they must see the prompt.
             kwargs["stopping_criteria"] = StoppingCriteriaList(

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bvllm_adapters.hosts.generation import settled
 from bvllm_adapters.hosts.splice import left_padded, placeholder_rows, splice
 from bvllm_adapters.question import IGNORED_LABEL
 
@@ -125,7 +126,10 @@ def positions(mask: Tensor | None) -> Tensor | None:
 def prompts_to_continue(
     model: Any, inputs: Tensor | None, images: Sequence[Visual] | None, kwargs: dict[str, Any]
 ) -> dict[str, Any]:
-    """Arguments of transformers' generate(): prompts as embeddings, padded on the left."""
+    """Arguments of transformers' generate(): prompts as embeddings, padded on the left.
+
+    `max_length` and `min_length` count the prompts' ids, each placeholder one, and the new ones.
+    """
     if inputs is None or "inputs_embeds" in kwargs:
         if inputs is not None or images is not None:
             raise ValueError("inputs_embeds: got it beside inputs or images, wanted one of them")
@@ -141,4 +145,7 @@ def prompts_to_continue(
     if embeds is None:
         embeds = model.get_model().embed_tokens(inputs)
     mask, embeds = left_padded(mask, embeds)
-    return kwargs | {"attention_mask": mask, "inputs_embeds": embeds}
+    settings = settled(
+        model.generation_config, kwargs, prompt_length=inputs.shape[1], answers=False
+    )
+    return settings | {"attention_mask": mask, "inputs_embeds": embeds}
