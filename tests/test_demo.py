@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shlex
+from pathlib import Path
 
 import pytest
 import torch
@@ -39,6 +41,18 @@ def test_the_command_answers_rightly_and_shows_the_needle(capsys):
     assert set(needle.seconds) & {int(frame) for frame, *_ in rows}
     total, budget = re.search(r"(\d+) visual tokens of a budget of (\d+)", out).groups()
     assert sum(int(tokens) for *_, tokens in rows) == int(total) <= int(budget) == 16
+
+
+def test_its_commands_work_outside_of_the_clone(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("bvllm_adapters.cli.ask.run", lambda options: 0)
+    assert main(["demo"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  bvllm")]
+    assert len(lines) == len(demo_haystack().questions) - 1
+    for line, question in zip(lines, demo_haystack().questions[1:], strict=True):
+        command, verb, video, asked = shlex.split(line)
+        assert (command, verb, asked) == ("bvllm", "ask", question.text)
+        assert Path(video).is_absolute() and Path(video).is_file()
 
 
 def test_the_video_is_the_haystack_it_says():

@@ -127,6 +127,11 @@ def test_an_unknown_class_is_answered_with_the_known_ones():
         bvllm.wrap(torch.nn.Linear(2, 2), max_tokens=3)
     with pytest.raises(HostError, match=r"no host serves the model class Nobody; .*'BvllmQwen2For"):
         find_host("Nobody")
+    for ask in (lambda: find_host("Nobody"), lambda: host_of(torch.nn.Linear(2, 2))):
+        with pytest.raises(
+            HostError, match=r"install the package .* host='module:OBJECT' .*hosts`"
+        ):
+            ask()
 
 
 def test_two_claims_fail_only_when_that_name_is_asked_for(publish, acme):
@@ -152,8 +157,10 @@ def test_two_claims_fail_only_when_that_name_is_asked_for(publish, acme):
 def test_a_broken_host_says_whose_it_is(publish, code, message, monkeypatch):
     publish("odd", "Odd", code)
     monkeypatch.delitem(sys.modules, "odd", raising=False)
-    with pytest.raises(HostError, match=message):
+    with pytest.raises(HostError, match=message + r".*; update odd, or uninstall it"):
         find_host("Odd")
+    with pytest.raises(HostError, match=r"; check host='module:OBJECT', or leave it out"):
+        find_host("odd:NOTHING")
     monkeypatch.delitem(sys.modules, "odd", raising=False)
     find_host("BvllmQwen2ForConditionalGeneration")  # the others go on
 

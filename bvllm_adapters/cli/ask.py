@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-from bvllm_adapters.cli.options import add_asking, add_model
+from bvllm_adapters.cli.options import add_asking, add_model, add_untrained
 
 TEXT = "answer questions about a video"
 DEMO_NOTE = (
@@ -18,6 +18,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("video", help="video file, image file or folder of frames")
     parser.add_argument("questions", nargs="+", metavar="QUESTION", help="the video is read once")
     add_model(parser)
+    add_untrained(parser)
     add_asking(parser)
 
 
@@ -25,12 +26,20 @@ def run(options: argparse.Namespace) -> int:
     # torch and transformers are imported when they are needed: `bvllm --help` answers at once.
     from tqdm import tqdm
 
+    from bvllm_adapters.checks import check_count
     from bvllm_adapters.cli.asked_model import asked_model
+    from bvllm_adapters.cli.placement import placement
     from bvllm_adapters.conversation import open_video
     from bvllm_adapters.ledger import ledger
     from bvllm_adapters.seeing.encoding import Encoding
 
-    model, processor = asked_model(options.model, options.adapter)
+    for name in ("max_tokens", "max_new_tokens"):
+        if getattr(options, name) is not None:  # before anything is loaded or read
+            check_count(name, getattr(options, name))
+    device, dtype = placement(options)
+    model, processor = asked_model(
+        options.model, options.adapter, untrained=options.untrained, dtype=dtype, device=device
+    )
     encoding = Encoding(skip_similar=options.skip_similar)
     progress_bar = tqdm(desc="decoding", unit="frame", leave=False, disable=None)
     with progress_bar as bar, ledger() as opening:

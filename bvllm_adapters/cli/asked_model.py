@@ -13,17 +13,24 @@ from bvllm_adapters.hosts.wrap import Wrapped, load, unwrap, wrap
 
 
 def asked_model(
-    source: str | None, adapter: str | None = None, *, dtype: torch.dtype = torch.float32
+    source: str | None,
+    adapter: str | None = None,
+    *,
+    untrained: bool,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
 ) -> tuple[Any, Any]:
     """A model with a BalancedTokenizer, and its processor.
 
     Args:
         source: folder or hub id; None: the demo's model.
         adapter: folder or hub id of what `save_adapter` or training wrote, in place of what the
-            model has. Without either the tokenizer is a new one, and says that it is untrained.
+            model has.
+        untrained: whether a model without either may have a new tokenizer, of random weights.
 
     Raises:
-        CheckpointError, HostError, ValueError: see `load` and `wrap`.
+        CheckpointError, HostError, ValueError: see `load` and `wrap`; a model without a trained
+            tokenizer, unless `untrained`.
     """
     disable_progress_bar()
     if source is None:
@@ -39,5 +46,11 @@ def asked_model(
             unwrap(model)
         wrap(model, adapter=adapter)
     elif not hasattr(model, TOKENIZER):
+        if not untrained:
+            raise ValueError(
+                f"--model: got {source}, which has no BalancedTokenizer yet; wanted --adapter with "
+                "one that was trained (`bvllm train` does that), or --untrained to ask by random "
+                "weights, whose answers mean nothing"
+            )
         wrap(model)
-    return model, processor
+    return model.to(device), processor

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bvllm_adapters.cli.options import add_model, counts
+from bvllm_adapters.cli.options import add_model, add_placement, counts
 
 TEXT = "what each stage costs, with a budget and without"
 
@@ -21,9 +21,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, default=5, help="of which the median is told (5)")
     parser.add_argument("--max-tokens", type=int, help="budget of visual tokens")
     parser.add_argument("--new-tokens", type=int, default=16, help="length of each answer (16)")
-    dtypes = ["float32", "float16", "bfloat16"]
-    parser.add_argument("--dtype", choices=dtypes, help="of the weights")
-    parser.add_argument("--device", help="as torch names it (cuda if there is one)")
+    add_placement(parser)
     parser.add_argument("--threads", type=int, help="of the CPU that torch uses")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     parser.add_argument("--figure", type=Path, help="draw the growth into this SVG file")

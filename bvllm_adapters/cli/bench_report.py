@@ -20,11 +20,10 @@ from bvllm_adapters.bench.table import growth, table
 from bvllm_adapters.bench.unwrapped import own_way
 from bvllm_adapters.checks import check_count
 from bvllm_adapters.cli.asked_model import asked_model
+from bvllm_adapters.cli.placement import device_of, dtype_of
 from bvllm_adapters.evaluation.needle import DEMO_VIDEO, demo_haystack
 from bvllm_adapters.hosts.adapter import base_model
 from bvllm_adapters.video.read import open_source
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def report(options: argparse.Namespace) -> None:
@@ -35,11 +34,10 @@ def report(options: argparse.Namespace) -> None:
             raise ValueError(f"--{name}: got {file}, wanted a file in a folder that is there")
     if options.threads is not None:
         torch.set_num_threads(check_count("--threads", options.threads))
-    device = _device(options.device)
+    device = device_of(options.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # what is free, and named, is asked of the current one
-    small = device.type == "cuda" or options.host is not None
-    dtype = DTYPES[options.dtype or ("bfloat16" if small else "float32")]
+    dtype = dtype_of(options.dtype, device, small=options.host is not None)
     video = DEMO_VIDEO if options.video is None else options.video
     seconds = len(open_source(video, fps=1.0))
     frames = options.frames or [seconds]
@@ -91,17 +89,10 @@ def _model(
             gigabytes = f"{weights / 1e9:.0f} GB of weights, {room / 1e9:.0f} GB are free"
             return model, processor, gigabytes
         return *build(options.host, device=device, dtype=dtype), None
-    model, processor = asked_model(options.model, options.adapter, dtype=dtype)
-    return model.to(device), processor, None
-
-
-def _device(name: str | None) -> torch.device:
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(1, device=name).device
-    except (RuntimeError, AssertionError) as error:  # the latter: torch was built without CUDA
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--device: got {name!r}, wanted one that is here: {reason}") from error
+    model, processor = asked_model(
+        options.model, options.adapter, untrained=True, dtype=dtype, device=device
+    )
+    return model, processor, None
 
 
 def _machine(device: torch.device) -> str:

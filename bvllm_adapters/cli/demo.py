@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
+import subprocess
+from collections.abc import Sequence
 
 from bvllm_adapters.cli import ask
 from bvllm_adapters.cli.options import add_asking
@@ -21,6 +25,7 @@ def run(options: argparse.Namespace) -> int:
     question = haystack.questions[0]
     options.video, options.questions = DEMO_VIDEO, [question.text]
     options.model = options.adapter = None
+    options.untrained = False
     print(f"video     {DEMO_VIDEO.name}: {len(haystack.needles)} digits, each for a second or two,")
     print(f"          in {haystack.num_frames} s of photographs that the model has not seen")
     told = ask.run(options)
@@ -31,5 +36,10 @@ def run(options: argparse.Namespace) -> int:
     )
     print("Ask it more, of any video of this kind:")
     for other in haystack.questions[1:]:
-        print(f'  bvllm ask examples/{DEMO_VIDEO.name} "{other.text}"')
+        print(f"  {_line(['bvllm', 'ask', str(DEMO_VIDEO), other.text])}")
     return told
+
+
+def _line(words: Sequence[str]) -> str:
+    """What the shell takes for these words, wherever it is."""
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from bvllm_adapters.cli.options import add_model, counts
+from bvllm_adapters.cli.options import add_model, add_untrained, counts
 
 TEXT = "measure accuracy on generated videos"
 
@@ -14,6 +14,7 @@ TEXT = "measure accuracy on generated videos"
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("task", choices=["needle"], help="needle: digits in photographs")
     add_model(parser)
+    add_untrained(parser)
     parser.add_argument("--seed", type=int, default=0, help="of the videos (0)")
     parser.add_argument("--videos", type=int, default=60, help="of each length (60)")
     parser.add_argument("--needles", type=int, default=3, help="in each video, 2 to 10 (3)")
@@ -36,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
 
     if options.json is not None and not options.json.parent.is_dir():
         raise ValueError(f"--json: got {options.json}, wanted a file in a folder that is there")
-    model, processor = asked_model(options.model, options.adapter)
+    model, processor = asked_model(options.model, options.adapter, untrained=options.untrained)
     # What an adapter's own scout sees, other methods may not choose by.
     folder = Path(getattr(model, "name_or_path", None) or ".")
     models = with_baselines(model, folder if options.adapter is None else None)

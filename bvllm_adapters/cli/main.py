@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
+from typing import NoReturn
 
 from bvllm_adapters.cli import ask, bench, demo, evaluate, hosts, plan, train
 
@@ -18,22 +22,60 @@ COMMANDS = {
     "bench": bench,
     "plan": plan,
 }
+# What is raised of a wrong argument, a file, a package that is not there, a device that is full.
+EXPECTED = (ValueError, TypeError, OSError, ImportError, MemoryError, RuntimeError)
+INTERRUPTED, BROKEN_PIPE = 130, 141  # as shells have them: 128 and the signal
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one sub-command; 0 if it went well, 1 for a problem that is told in one line."""
+    """Run one sub-command.
+
+    Returns:
+        0 if it went well, 1 for a problem, which is told in one line on stderr, 130 if it was
+        interrupted; a wrong command line exits with 2. BVLLM_DEBUG=1 shows where a problem arose.
+    """
     options = _parser().parse_args(arguments)
     try:
-        return int(options.run(options))
-    except (ValueError, TypeError, OSError) as error:
-        print(f"bvllm: {error}", file=sys.stderr)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            code = int(options.run(options))
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        print("bvllm: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # whoever read our lines, as `head` does, has seen enough
+        with open(os.devnull, "w") as nowhere, suppress(OSError):  # nor is the rest flushed there
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except Exception as error:
+        if os.environ.get("BVLLM_DEBUG"):
+            raise
+        print(f"bvllm: {_told(error)}", file=sys.stderr)
         return 1
 
 
+def _told(error: Exception) -> str:
+    """An error in one line."""
+    words = " ".join(str(error).split())
+    if isinstance(error, EXPECTED) and words:
+        return words
+    return f"{type(error).__name__}: {words} (BVLLM_DEBUG=1 shows where)"
+
+
+def _show_warning(message: Warning | str, *where: object, **more: object) -> None:
+    print(f"bvllm: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells of a wrong command line in one line, as of any other problem."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"bvllm: {message}; see {self.prog} --help\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="bvllm", description="A visual-token budget for video LLMs."
-    )
+    parser = _Parser(prog="bvllm", description="A visual-token budget for video LLMs.")
     parser.add_argument(
         "--version", action="version", version=f"bvllm_adapters {version('bvllm-adapters')}"
     )

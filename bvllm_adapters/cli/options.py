@@ -22,7 +22,24 @@ def add_asking(parser: argparse.ArgumentParser) -> None:
         help="of 255: frames that differ less from the last one share its features (off)",
     )
     parser.add_argument("--fps", type=float, default=1.0, help="frames read per second (1)")
-    parser.add_argument("--max-new-tokens", type=int, default=32, help="length of the answer (32)")
+    parser.add_argument("--max-new-tokens", type=int, help="length of the answer at most (128)")
+    add_placement(parser)
+
+
+def add_placement(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", help="as torch names it (the GPU, if there is one)")
+    dtypes = ["float32", "float16", "bfloat16"]
+    parser.add_argument(
+        "--dtype", choices=dtypes, help="of the weights (bfloat16 on a GPU, else float32)"
+    )
+
+
+def add_untrained(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--untrained",
+        action="store_true",
+        help="ask a --model without adapter all the same, by a tokenizer of random weights",
+    )
 
 
 def counts(text: str) -> list[int]:

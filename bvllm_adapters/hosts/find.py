@@ -19,6 +19,10 @@ from bvllm_adapters.hosts.adapter import base_model
 from bvllm_adapters.hosts.host import API, Host, HostError
 
 GROUP = "bvllm_adapters.hosts"
+_NEXT = (
+    "install the package that serves it, or pass host='module:OBJECT' "
+    "(`bvllm hosts` lists what is installed, integrations/README.md says how to write one)"
+)
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,9 @@ def published_host(name: str) -> Host:
     claims = [info for info in published if info.name == name]
     if not claims:
         known = sorted({info.name for info in published})
-        raise HostError(f"no host serves the model class {name}; installed hosts serve {known}")
+        raise HostError(
+            f"no host serves the model class {name}; installed hosts serve {known}; {_NEXT}"
+        )
     if len(claims) > 1:
         raise HostError(
             f"several hosts serve the model class {name}: {', '.join(map(str, claims))}; "
@@ -88,15 +94,26 @@ def _import(info: HostInfo) -> Host:
         for part in attribute.split("."):
             host = getattr(host, part)
     except Exception as error:  # whatever a foreign module raises, the message must say whose it is
-        raise HostError(f"host {info.name} ({info}) is broken: {error!r}") from error
+        raise HostError(
+            f"host {info.name} ({info}) is broken: {error!r}; {_repair(info)}"
+        ) from error
     api = getattr(host, "api", None)
     if api != API:
-        raise HostError(f"host {info.name} ({info}) speaks host API {api}, this is {API}")
+        raise HostError(
+            f"host {info.name} ({info}) speaks host API {api}, this is {API}; {_repair(info)}"
+        )
     wanted = [name for name in vars(Host) if not name.startswith("_")]
     missing = [name for name in ("overrides", *wanted) if not hasattr(host, name)]
     if missing:
-        raise HostError(f"host {info.name} ({info}) is broken: it lacks {missing}")
+        raise HostError(f"host {info.name} ({info}) is broken: it lacks {missing}; {_repair(info)}")
     return cast(Host, host)
+
+
+def _repair(info: HostInfo) -> str:
+    """What to do about a host that cannot be used."""
+    if info.name == info.value:
+        return "check host='module:OBJECT', or leave it out (`bvllm hosts` lists what is installed)"
+    return f"update {info.distribution.split()[0]}, or uninstall it (`bvllm hosts --check` tells)"
 
 
 def host_of(model: nn.Module) -> Host:
@@ -111,7 +128,7 @@ def host_of(model: nn.Module) -> Host:
             return find_host(name)
     raise HostError(
         f"no host serves a {names[0]} or a class it derives from; "
-        f"installed hosts serve {sorted(published)}"
+        f"installed hosts serve {sorted(published)}; {_NEXT}"
     )
 
 
