@@ -18,8 +18,8 @@ from bvllm_adapters.hosts.find import host_of
 from bvllm_adapters.hosts.generation import (
     check_settings,
     check_streamer,
+    completed,
     of_prompt,
-    with_length,
 )
 from bvllm_adapters.ledger import answering, ledger, stage
 from bvllm_adapters.question import without
@@ -46,8 +46,9 @@ class Answer:
 
     Args:
         text: its answer, or the best of several. texts: all, as many as `num_return_sequences`.
-        generated: with `return_dict_in_generate=True`, what generate() returned of this question:
-            `sequences` of new ids, `scores` and what else was asked for, but for the cache.
+        generated: with `return_dict_in_generate=True`, or `output_scores=True` and the like, what
+            generate() returned of this question: `sequences` of new ids, `scores` and what else
+            was asked for, but for the cache.
     """
 
     text: str
@@ -272,7 +273,7 @@ def _answers(
     questions = [without(question) for question in questions]
     features = [video.features for video in videos]
     tokenizer = tokenizer_of(first.model)
-    generate = with_length(generate, getattr(first.model, "generation_config", None))
+    generate = completed(generate, getattr(first.model, "generation_config", None))
     with evaluating(first.model):
         tokens = tokenizer(features, questions, max_tokens=max_tokens)
         with answering() as at_each_token:

@@ -74,6 +74,18 @@ def test_all_sequences_are_told_in_every_way_of_asking(host, opened) -> None:
     )
 
 
+def test_scores_that_are_wanted_come_back(opened) -> None:
+    settings = {"max_new_tokens": 2, "eos_token_id": -1}
+    answers = opened.ask(
+        [QUESTION, "Who?"], output_scores=True, output_hidden_states=True, **settings
+    )
+    for answer in answers:
+        assert len(answer.generated.scores) == len(answer.generated.hidden_states) == 2
+        assert all(len(layer) == 1 for layer in answer.generated.hidden_states[1])
+    config = GenerationConfig(output_logits=True, return_dict_in_generate=True, **settings)
+    assert len(opened.ask(QUESTION, generation_config=config).generated.logits) == 2
+
+
 def test_several_are_sampled(opened) -> None:
     torch.manual_seed(0)
     answer = opened.ask(
@@ -221,6 +233,8 @@ def test_stop_strings_need_a_tokenizer_of_transformers(host, opened) -> None:
         ({"num_return_sequences": 0}, ValueError, "num_return_sequences: got 0"),
         ({"max_length": 9, "max_new_tokens": 2}, ValueError, "max_length: got it beside"),
         ({"max_tokens": 0}, ValueError, "max_tokens: got 0"),
+        ({"logits_processor": print}, TypeError, "logits_processor: got builtin"),
+        ({"stopping_criteria": print}, TypeError, "stopping_criteria: got builtin"),
         ({"generation_config": {"num_beams": 2}}, TypeError, "generation_config: got dict"),
         (
             {"generation_config": GenerationConfig(guidance_scale=2.0)},

@@ -51,6 +51,8 @@ REFUSED: dict[str, tuple[Collection[Any], str]] = {
     "constraints": ((None,), "as transformers 5 has it no more"),
     "force_words_ids": ((None,), "as transformers 5 has it no more"),
 }
+_OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+_LISTS = ("logits_processor", "stopping_criteria")
 _COUNTS = {"max_new_tokens": 1, "max_length": 1, "num_beams": 1, "num_return_sequences": 1,
            "min_new_tokens": 0, "min_length": 0}  # fmt: skip
 
@@ -102,6 +104,9 @@ def check_settings(settings: Mapping[str, Any], *, also: Collection[str] = ()) -
                 f"{name}: got {value!r:.80}, and no setting has this name, wanted one of "
                 f"transformers' generate(){hint}"
             )
+    for name in _LISTS:
+        if not isinstance(settings.get(name, ()), list | tuple | None):
+            raise TypeError(f"{name}: got {type(settings[name]).__name__}, wanted a list")
     if settings.get("max_length") is not None and settings.get("max_new_tokens") is not None:
         raise ValueError("max_length: got it beside max_new_tokens, wanted one of them")
     given = {} if config is None else vars(config)
@@ -130,18 +135,27 @@ def check_streamer(settings: Mapping[str, Any], prompts: int) -> None:
             raise ValueError(f"streamer: got {name} of {count}, wanted 1, as it gets one answer")
 
 
-def with_length(settings: Mapping[str, Any], own: Any) -> dict[str, Any]:
-    """Settings that say how long an answer may be: as long as the model's own say, or NEW_TOKENS,
-    where neither the call nor a `generation_config` that came with it does.
+def completed(settings: Mapping[str, Any], own: Any) -> dict[str, Any]:
+    """Settings with what they leave to us.
+
+    An answer is as long as the model's own say, or NEW_TOKENS, where neither the call nor a
+    `generation_config` that came with it says; scores and the like, where they are wanted, come
+    back in a ModelOutput.
 
     Args:
         own: the model's generation_config; None: it has none.
     """
-    names = ("max_new_tokens", "max_length")
     given = settings.get("generation_config")
-    if any(settings.get(name) or getattr(given, name, None) for name in names):
-        return {**settings}
-    return {**settings, "max_new_tokens": getattr(own, "max_new_tokens", None) or NEW_TOKENS}
+
+    def said(*names: str) -> bool:
+        return any(settings.get(name) or getattr(given, name, None) for name in names)
+
+    whole = dict(settings)
+    if not said("max_new_tokens", "max_length"):
+        whole["max_new_tokens"] = getattr(own, "max_new_tokens", None) or NEW_TOKENS
+    if said(*_OUTPUTS):
+        whole["return_dict_in_generate"] = True
+    return whole
 
 
 def settled(
@@ -162,7 +176,7 @@ def settled(
         own: the model's generation_config. settings: of the call, checked by `check_settings`.
         prompt_length: ids of the longest prompt, each visual input one; `max_length` and
             `min_length` count them and the new ones.
-        answers: whether the length of an answer is that of `with_length`, and not generate()'s,
+        answers: whether the length of an answer is that of `completed`, and not generate()'s,
             where nobody says.
         tokenizer: of transformers, which `stop_strings` need; None: the host has none.
 
@@ -171,7 +185,7 @@ def settled(
     """
     from transformers import GenerationConfig
 
-    settings = with_length(settings, own) if answers else settings
+    settings = completed(settings, own) if answers else settings
     said = {name: value for name, value in settings.items() if value is not None}
     given = said.pop("generation_config", None)
     config = GenerationConfig() if given is None else copy.deepcopy(given)

@@ -178,7 +178,7 @@ class BvllmQwen2Processor(ProcessorMixin):
             for messages in conversations
         ]
         if not tokenize:
-            Options.of(options)
+            Options.of({name: one for name, one in options.items() if name != "questions"})
             return texts if batched else texts[0]
         visuals = [visuals_of(messages) for messages in conversations]
         inputs = self(

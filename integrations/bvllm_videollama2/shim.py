@@ -68,7 +68,7 @@ class Overrides(Calls):
         """Modifications:
         - The BalancedTokenizer makes the visual tokens, of frames at 1 fps, any number of them;
           an image is one frame. All visual inputs of a prompt share its budget.
-        - The question is that of `bvllm_adapters.question.asking` or, outside of it, what the
+        - The question is that of `bvllm_adapters.context.asking` or, outside of it, what the
           first user turn of the prompt says, never an answer.
         - Prompts without images, and padding on either side, come out as if run alone.
 
@@ -244,5 +244,5 @@ def _tokenizer_of(model: Any) -> Any:
         raise ValueError(
             f"name_or_path: got {folder!r} of the model, where no tokenizer is, so the question "
             "cannot be read from the prompt; wanted its checkpoint folder, or "
-            "bvllm_adapters.question.asking(...) around the call"
+            "bvllm_adapters.context.asking(...) around the call"
         ) from error

@@ -255,6 +255,11 @@ def test_the_template_hands_sampling_on(processor: Any, noise: Any) -> None:
         count(num_frame=3)
     with pytest.raises(TypeError, match="num_frame: got 3"):
         count(processor_kwargs={"num_frame": 3})
+    chat = about(noise["long"], "what?")
+    inputs = processor.apply_chat_template(chat, tokenize=True, questions="where?")
+    plain = processor(text=CHAT.format("what?"), videos=noise["long"], questions="where?")
+    assert torch.equal(inputs["question_ids"], plain["question_ids"])
+    assert processor.apply_chat_template(chat, questions="where?")
     text = processor.apply_chat_template(
         about("a", "what?"), chat_template="{{ greeting }}, {{ messages | length }}", greeting="Hi"
     )
