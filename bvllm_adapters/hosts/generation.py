@@ -32,6 +32,7 @@ REFUSED: dict[str, tuple[Collection[Any], str]] = {
         )
     },
     "assistant_model": ((None,), _NEEDS_IDS),
+    "assistant_tokenizer": ((None,), _NEEDS_IDS),
     "assistant_early_exit": ((None,), _NEEDS_IDS),
     "prompt_lookup_num_tokens": ((None,), _NEEDS_IDS),
     "negative_prompt_ids": ((None,), _NEEDS_IDS),

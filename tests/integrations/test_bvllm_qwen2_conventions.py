@@ -328,6 +328,14 @@ def test_a_file_says_itself_when_its_frames_are(processor: Any) -> None:
         seconds(processor, DEMO_VIDEO, video_metadata=[{"fps": 1.0}])
 
 
+def test_times_are_not_rounded_with_the_pixels(processor: Any) -> None:
+    every = processor(text=CHAT.format("what?"), videos=[DEMO_VIDEO], do_sample_frames=False)
+    times = every["seconds"].clone()
+    half = every.to("cpu", torch.bfloat16)
+    assert half["pixel_values"].dtype == torch.bfloat16
+    assert torch.equal(half["seconds"], times) and len(set(times.tolist())) == len(times) > 500
+
+
 # --- frames in every form -------------------------------------------------------------------------
 
 
