@@ -58,6 +58,12 @@ def question_of(text: str) -> str | None:
     return None if turn is None else without_placeholders(turn[1])
 
 
+def last_question(messages: Sequence[Mapping[str, Any]]) -> str | None:
+    """What the last user turn of `as_strings` asks, without placeholders; None: no such turn."""
+    asked = [message["content"] for message in messages if message.get("role") == "user"]
+    return without_placeholders(asked[-1]) if asked else None
+
+
 def without_placeholders(text: str) -> str:
     return without(text, (IMAGE_TOKEN, VIDEO_TOKEN)).strip()
 

@@ -19,6 +19,7 @@ from bvllm_qwen2.chat import (
     PLACEHOLDER,
     VIDEO_TOKEN,
     as_strings,
+    last_question,
     question_of,
     visuals_of,
 )
@@ -167,7 +168,8 @@ class BvllmQwen2Processor(ProcessorMixin):
                 "text": ...} and {"type": "video", "video": ...} or {"type": "image", "image":
                 ...}; instead of "video" and "image" also "path". In a list's texts a tag is text,
                 and left out; templates that know nothing of lists render them too.
-            add_generation_prompt, continue_final_message: as transformers has them.
+            add_generation_prompt, continue_final_message: as transformers has them. With the
+                former an answer is waited for, and frames are chosen by what was asked last.
             tokenize: False: the text. True: what `__call__` gives, or with `return_dict=False`
                 its input_ids alone.
             processor_kwargs, kwargs: of `__call__`, and variables of the template.
@@ -179,20 +181,23 @@ class BvllmQwen2Processor(ProcessorMixin):
         conversations = list(conversation) if batched else [conversation]
         template = self._template(chat_template)
         variables, options = for_template(template, {**(processor_kwargs or {}), **kwargs})
+        plain = [as_strings(messages) for messages in conversations]
         texts = [
             self.tokenizer.apply_chat_template(
-                as_strings(messages),
+                messages,
                 chat_template=template,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
                 **variables,
             )
-            for messages in conversations
+            for messages in plain
         ]
         if not tokenize:
             Options.of({name: one for name, one in options.items() if name != "questions"})
             return texts if batched else texts[0]
+        if add_generation_prompt:
+            options.setdefault("questions", [last_question(messages) for messages in plain])
         visuals = [visuals_of(messages) for messages in conversations]
         inputs = self(
             text=texts,
@@ -222,7 +227,7 @@ class BvllmQwen2Processor(ProcessorMixin):
         return [self.image_token_id, self.video_token_id]
 
     def _questions(
-        self, given: str | Sequence[str] | None, texts: list[str], kinds: list[list[str]]
+        self, given: str | Sequence[str | None] | None, texts: list[str], kinds: list[list[str]]
     ) -> list[str]:
         """The question to each visual input, in reading order."""
         if given is None:

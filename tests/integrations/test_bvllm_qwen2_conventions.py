@@ -23,6 +23,7 @@ from transformers.video_utils import VideoMetadata
 
 import bvllm_adapters as bvllm
 from bvllm_adapters.evaluation.needle import DEMO_VIDEO, demo_haystack
+from bvllm_adapters.question import QuestionTokenizer
 from bvllm_qwen2.shim import DEMO
 
 CHAT = "<|im_start|>user\n<video>{}<|im_end|>\n<|im_start|>assistant\n"
@@ -264,6 +265,28 @@ def test_the_template_hands_sampling_on(processor: Any, noise: Any) -> None:
         about("a", "what?"), chat_template="{{ greeting }}, {{ messages | length }}", greeting="Hi"
     )
     assert text == "Hi, 1"
+
+
+def test_frames_are_chosen_by_what_was_asked_last(tiny_qwen2: Any, noise: Any) -> None:
+    """As `ask` does with a history. A conversation that ends in an answer is one to learn from."""
+    model, processor = tiny_qwen2
+    chat = [
+        *about(noise["long"], "\nWho is it?"),
+        {"role": "assistant", "content": "A rabbit."},
+        {"role": "user", "content": "Where is it?"},
+    ]
+    inputs = processor.apply_chat_template(chat, tokenize=True, add_generation_prompt=True)
+    words = QuestionTokenizer()
+    assert inputs["question_ids"][0].tolist() == words("Where is it?").tolist()
+    ids = model.generate(**inputs, **GREEDY)[:, inputs["input_ids"].shape[1] :]
+    answer = bvllm.open_video(model, noise["long"], processor=processor).ask(
+        "Where is it?", history=[("Who is it?", "A rabbit.")], **GREEDY
+    )
+    assert answer.text == processor.decode(ids[0], skip_special_tokens=True).strip()
+    learned = processor.apply_chat_template(
+        [*chat, {"role": "assistant", "content": "Here."}], tokenize=True
+    )
+    assert learned["question_ids"][0].tolist() == words("Who is it?").tolist()
 
 
 @pytest.mark.parametrize(
