@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     from bvllm_adapters.features import Selection as Selection
     from bvllm_adapters.features import VisualTokens as VisualTokens
     from bvllm_adapters.frame_selector import FrameSelector as FrameSelector
+    from bvllm_adapters.hosts.adapter import push_adapter as push_adapter
     from bvllm_adapters.hosts.adapter import save_adapter as save_adapter
     from bvllm_adapters.hosts.find import list_hosts as list_hosts
     from bvllm_adapters.hosts.host import HostError as HostError
-    from bvllm_adapters.hosts.wrap import load as load
+    from bvllm_adapters.hosts.load import load as load
+    from bvllm_adapters.hosts.wrap import merge_lora as merge_lora
     from bvllm_adapters.hosts.wrap import unwrap as unwrap
     from bvllm_adapters.hosts.wrap import wrap as wrap
     from bvllm_adapters.qformer import QFormer as QFormer
@@ -60,10 +62,12 @@ _HOMES = {
     "BalancedTokenizer": "balanced_tokenizer",
     "plan": "config",
     "list_hosts": "hosts.find",
-    "load": "hosts.wrap",
+    "load": "hosts.load",
     "wrap": "hosts.wrap",
     "unwrap": "hosts.wrap",
+    "merge_lora": "hosts.wrap",
     "save_adapter": "hosts.adapter",
+    "push_adapter": "hosts.adapter",
     "HostError": "hosts.host",
     "Encoding": "seeing.encoding",
     "ask": "conversation",

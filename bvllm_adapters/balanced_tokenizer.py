@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bvllm_adapters.budget_merger import BudgetMerger, prompt_shares
@@ -26,8 +25,19 @@ from bvllm_adapters.context import generators
 from bvllm_adapters.features import FrameFeatures, Selection, VisualTokens, mix
 from bvllm_adapters.ledger import stage
 from bvllm_adapters.question import QuestionTokenizer, pad
-from bvllm_adapters.weights.checkpoint import load_strictly, read_tensors
+from bvllm_adapters.weights.checkpoint import load_strictly, read_shapes, read_tensors
+from bvllm_adapters.weights.empty import without_weights
 from bvllm_adapters.weights.hub import local_folder, upload
+from bvllm_adapters.weights.json_file import blamed
+from bvllm_adapters.weights.sizes import check_settings
+from bvllm_adapters.weights.stamped import (
+    new_stamp,
+    plain_weights,
+    read_settings,
+    write_json,
+    write_weights,
+)
+from bvllm_adapters.weights.whole import saved_whole
 
 CONFIG_FILE = "balanced_tokenizer.json"
 WEIGHTS_FILE = "balanced_tokenizer.safetensors"
@@ -282,26 +292,43 @@ class BalancedTokenizer(nn.Module):
         return check_count("max_tokens", max_tokens)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the config as JSON and the weights as safetensors; the folder is made."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.config.save(folder / CONFIG_FILE)
-        weights = {name: value.contiguous() for name, value in self.state_dict().items()}
-        save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        """Write the config as JSON and the weights as safetensors; the folder is made.
+
+        Both are there whole in the end, or the old ones still are.
+
+        Raises:
+            ValueError: for packed weights, or with peft's layers in the tokenizer.
+        """
+        with saved_whole(folder) as new:
+            self.write_into(new, new_stamp())
+
+    def write_into(self, folder: Path, stamp: str) -> None:
+        """The files of `save_pretrained`, as a part of the save that `stamp` names."""
+        weights = plain_weights(self, "balanced_tokenizer")
+        write_json(folder / CONFIG_FILE, self.config.to_dict(), stamp)
+        write_weights(folder / WEIGHTS_FILE, weights, stamp)
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, **stages: nn.Module | None) -> BalancedTokenizer:
+    def from_pretrained(
+        cls, source: str | Path, *, revision: str | None = None, **stages: nn.Module | None
+    ) -> BalancedTokenizer:
         """Read what `save_pretrained` wrote, from a folder or a hub id; eval mode, saved dtype.
 
-        Stages that were not built from the config must be given again. Weights that are missing,
-        unexpected or of another shape are a CheckpointError that lists them.
+        Stages that were not built from the config must be given again. Settings that cannot be
+        read or are none, and weights that are missing, unexpected or of another shape are a
+        CheckpointError that lists them.
+
+        Args:
+            revision: branch, tag or commit of a hub id.
         """
-        folder = local_folder(source, CONFIG_FILE)
-        config = BalancedTokenizerConfig.load(folder / CONFIG_FILE)
-        with torch.device("meta"):
-            tokenizer = cls(config, **stages)
-        file = folder / WEIGHTS_FILE
-        load_strictly(tokenizer, read_tensors([file]), source=str(file))
+        folder = local_folder(source, CONFIG_FILE, revision)
+        settings, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
+        values = read_settings(settings, weights)
+        check_settings(settings, values, dict(read_shapes([weights])))
+        with blamed(settings):
+            config = BalancedTokenizerConfig.from_dict(values)
+            tokenizer = without_weights(lambda: cls(config, **stages))
+        load_strictly(tokenizer, read_tensors([weights]), source=str(weights))
         return tokenizer.eval()
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None) -> str:

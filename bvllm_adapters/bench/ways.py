@@ -22,7 +22,8 @@ from bvllm_adapters.bench.rows import TOTAL, Row, rows_of
 from bvllm_adapters.bench.unwrapped import ask_unwrapped, own_way
 from bvllm_adapters.conversation import ask
 from bvllm_adapters.hosts.find import host_of
-from bvllm_adapters.hosts.wrap import Wrapped, unwrapped
+from bvllm_adapters.hosts.wrap import unwrapped
+from bvllm_adapters.hosts.wrapped import Wrapped
 from bvllm_adapters.ledger import ledger, peak_memory, stage
 from bvllm_adapters.seeing.encoding import Encoding
 from bvllm_adapters.trace import Trace

@@ -9,7 +9,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from bvllm_adapters.hosts.adapter import TOKENIZER
 from bvllm_adapters.hosts.find import find_host, processor_of
-from bvllm_adapters.hosts.wrap import Wrapped, load, unwrap, wrap
+from bvllm_adapters.hosts.load import load
+from bvllm_adapters.hosts.wrap import unwrap, wrap
+from bvllm_adapters.hosts.wrapped import Wrapped
 
 
 def asked_model(

@@ -2,82 +2,141 @@
 
 from __future__ import annotations
 
-import json
+import logging
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
-from bvllm_adapters.balanced_tokenizer import BalancedTokenizer
-from bvllm_adapters.weights.hub import local_folder
-from bvllm_adapters.weights.lora_layers import lora_layers, save_lora
+from bvllm_adapters.balanced_tokenizer import WEIGHTS_FILE, BalancedTokenizer
+from bvllm_adapters.hosts.base import TOKENIZER as TOKENIZER
+from bvllm_adapters.hosts.base import base_model as base_model
+from bvllm_adapters.hosts.base import tokenizer_of as tokenizer_of
+from bvllm_adapters.hosts.find import names_of
+from bvllm_adapters.weights.hub import local_folder, upload
+from bvllm_adapters.weights.json_file import CheckpointError
+from bvllm_adapters.weights.lora_layers import ATTRIBUTE, lora_layers, save_lora
+from bvllm_adapters.weights.sampled import (
+    differing,
+    dtype_of,
+    read_sampled,
+    sampled,
+    save_sampled,
+)
+from bvllm_adapters.weights.stamped import new_stamp, read_settings, write_json
+from bvllm_adapters.weights.whole import saved_whole
 
 ADAPTER_FILE = "adapter.json"
-ADAPTER_FORMAT = 1
+ADAPTER_FORMATS = (1, 2)  # that are read; the last one is written. 1 did not know its base.
 LORA_FOLDER = "lora"  # in an adapter's folder, where its language model was tuned too
-TOKENIZER = "balanced_tokenizer"  # the attribute under which a model holds its tokenizer
+HOST_FILE = "host_fingerprint.safetensors"  # by which it knows the weights it was trained beside
 
-
-def base_model(model: nn.Module) -> nn.Module:
-    """The host inside a PeftModel; any other model itself."""
-    while any(cls.__name__ == "PeftModel" for cls in type(model).__mro__):
-        model = model.get_base_model()  # type: ignore[operator]
-    return model
-
-
-def tokenizer_of(base: nn.Module) -> BalancedTokenizer:
-    """That of a model, wrapped or native; ValueError: it has none."""
-    tokenizer = getattr(base, TOKENIZER, None)
-    if not isinstance(tokenizer, BalancedTokenizer):
-        raise ValueError(
-            f"model: got a {type(base).__name__} without BalancedTokenizer; wrap it first"
-        )
-    return tokenizer
+log = logging.getLogger("bvllm_adapters")
 
 
 def save_adapter(model: nn.Module, folder: str | Path) -> None:
     """Write the tokenizer of a model, wrapped or native, and which host it belongs to.
 
     The folder holds JSON and safetensors only; `wrap(adapter=folder)` reads it. LoRA layers that
-    came with an adapter, or from training, go into its folder `lora`, in peft's layout.
+    came with an adapter, or from training, go into its folder `lora`, in peft's layout. A few
+    values of each weight of the host tell its base from others. All of it is there in the end, or
+    the adapter that was there before still is; the model does not change.
+
+    Raises:
+        ValueError: for a model without tokenizer, and for weights that could not be read again.
     """
     base = base_model(model)
-    tokenizer_of(base).save_pretrained(folder)
-    tuned = bool(lora_layers(base))
-    if tuned:
-        save_lora(base, Path(folder) / LORA_FOLDER)
-    about = {
-        "format": ADAPTER_FORMAT,
-        "host": type(base).__name__,
-        "lora": tuned,
-        "bvllm_adapters": version("bvllm-adapters"),
-    }
-    (Path(folder) / ADAPTER_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    tokenizer = tokenizer_of(base)
+    stamp = new_stamp()
+    with saved_whole(folder) as new:
+        tokenizer.write_into(new, stamp)
+        tuned = bool(lora_layers(base))
+        if tuned:
+            (new / LORA_FOLDER).mkdir()
+            save_lora(base, new / LORA_FOLDER, stamp)
+        save_sampled(new / HOST_FILE, sampled(base, host_name), dtype_of(base, host_name))
+        about = {
+            "format": ADAPTER_FORMATS[-1],
+            "host": names_of(base)[0],
+            "lora": tuned,
+            "bvllm_adapters": version("bvllm-adapters"),
+        }
+        write_json(new / ADAPTER_FILE, about, stamp)
 
 
-def load_adapter(source: str | Path, host: str) -> BalancedTokenizer:
-    """The tokenizer that `save_adapter` wrote for models of class `host`."""
-    folder = local_folder(source, ADAPTER_FILE)
-    about = _about(folder)
-    if about.get("format") != ADAPTER_FORMAT:
-        raise ValueError(
-            f"adapter: {folder} is of format {about.get('format')}, wanted {ADAPTER_FORMAT}"
+def push_adapter(model: nn.Module, repo_id: str, *, private: bool | None = None) -> str:
+    """Upload what `save_adapter` writes to a hub repository, which is made; returns its address."""
+    return upload(lambda folder: save_adapter(model, folder), repo_id, private=private)
+
+
+def host_name(name: str) -> str | None:
+    """The name of a host's own weight, whatever peft has put around it; None: it is none."""
+    if name.startswith(f"{TOKENIZER}.") or f".{ATTRIBUTE}." in name or ".lora_" in name:
+        return None
+    return name.replace(".base_layer.", ".").replace(".original_module.", ".")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What `save_adapter` wrote: the tokenizer, and the folder of its LoRA if it has one."""
+
+    tokenizer: BalancedTokenizer
+    lora: Path | None
+
+
+def load_adapter(
+    source: str | Path, base: nn.Module, *, revision: str | None = None, strict: bool = True
+) -> Adapter:
+    """The adapter that `save_adapter` wrote, if it is one for this model.
+
+    Args:
+        strict: False: another base than it was trained beside is a warning.
+
+    Raises:
+        CheckpointError: for files that cannot be read. ValueError: for an adapter of another host
+            or, if `strict`, of other weights than the model's.
+    """
+    folder = local_folder(source, ADAPTER_FILE, revision)
+    about = read_settings(folder / ADAPTER_FILE, folder / WEIGHTS_FILE)
+    if about.get("format") not in ADAPTER_FORMATS or isinstance(about.get("format"), bool):
+        raise CheckpointError(
+            f"adapter: {folder} is of format {about.get('format')!r}, wanted {ADAPTER_FORMATS[-1]}"
         )
-    if about.get("host") != host:
+    names = names_of(base)
+    if about.get("host") not in names:
         raise ValueError(
-            f"adapter: {folder} belongs to a {about.get('host')}, wanted one for a {host}"
+            f"adapter: {folder} belongs to a {about.get('host')}, wanted one for a {names[0]}"
         )
-    return BalancedTokenizer.from_pretrained(folder)
+    if not isinstance(about.get("lora", False), bool):
+        raise CheckpointError(
+            f"{folder / ADAPTER_FILE}: lora: got {about['lora']!r}, wanted a bool"
+        )
+    if about["format"] != 1:
+        _check_base(folder, base, strict)
+    tokenizer = BalancedTokenizer.from_pretrained(folder)
+    # adapter.json decides: an adapter without LoRA may have been written over one that had some.
+    return Adapter(tokenizer, folder / LORA_FOLDER if about.get("lora") else None)
+
+
+def _check_base(folder: Path, base: nn.Module, strict: bool) -> None:
+    saved, other = read_sampled(folder / HOST_FILE)
+    ours = sampled(base, host_name)
+    found = differing(ours, dtype_of(base, host_name), saved, other)
+    if not found:
+        return
+    told = (
+        f"adapter: {folder} was trained beside other weights than the model's: {len(found)} of "
+        f"{len(ours.keys() & saved.keys())} differ, {found[0]} the first. It belongs to another "
+        "base, or a LoRA (maybe its own) has been merged into this one"
+    )
+    if strict:
+        raise ValueError(f"{told}; strict=False takes it all the same")
+    log.warning("%s", told)
 
 
 def lora_of(source: str | Path) -> Path | None:
     """The folder of an adapter's LoRA, in peft's layout; None if it has none."""
     folder = local_folder(source, ADAPTER_FILE)
-    # adapter.json decides: an adapter without LoRA may have been written over one that had some.
-    return folder / LORA_FOLDER if _about(folder).get("lora") else None
-
-
-def _about(folder: Path) -> dict[str, Any]:
-    about: dict[str, Any] = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
-    return about
+    about = read_settings(folder / ADAPTER_FILE, folder / WEIGHTS_FILE)
+    return folder / LORA_FOLDER if about.get("lora") else None

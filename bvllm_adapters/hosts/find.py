@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from bvllm_adapters.hosts.adapter import base_model
+from bvllm_adapters.hosts.base import base_model
 from bvllm_adapters.hosts.host import API, Host, HostError
 
 GROUP = "bvllm_adapters.hosts"
@@ -122,14 +122,21 @@ def host_of(model: nn.Module) -> Host:
     if wrapped_by is not None:
         return wrapped_by
     published = {info.name for info in list_hosts()}
-    names = [cls.__name__ for cls in type(model).__mro__]
-    for name in names:
-        if name in published:
-            return find_host(name)
+    for cls in type(model).__mro__:
+        if cls.__name__ in published:
+            return find_host(cls.__name__)
     raise HostError(
-        f"no host serves a {names[0]} or a class it derives from; "
+        f"no host serves a {type(model).__name__} or a class it derives from; "
         f"installed hosts serve {sorted(published)}; {_NEXT}"
     )
+
+
+def names_of(model: nn.Module) -> list[str]:
+    """By which classes a model is served: the published ones among its class and bases, the
+    nearest first; its own class where none is published."""
+    published = {info.name for info in list_hosts()}
+    names = [cls.__name__ for cls in type(model).__mro__]
+    return [name for name in dict.fromkeys(names) if name in published] or names[:1]
 
 
 def processor_of(model: nn.Module) -> Any:

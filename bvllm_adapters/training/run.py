@@ -16,8 +16,9 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 from bvllm_adapters.hosts.adapter import TOKENIZER, tokenizer_of
 from bvllm_adapters.hosts.find import host_of
 from bvllm_adapters.hosts.host import Host
+from bvllm_adapters.hosts.load import load
 from bvllm_adapters.hosts.warm_start import from_image_model, from_instructblip
-from bvllm_adapters.hosts.wrap import load, wrap
+from bvllm_adapters.hosts.wrap import wrap
 from bvllm_adapters.training.config import TrainingConfig
 from bvllm_adapters.training.host import HostTraining
 from bvllm_adapters.training.rows import Rows, read_rows

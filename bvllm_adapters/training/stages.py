@@ -14,7 +14,7 @@ from bvllm_adapters.hosts.adapter import TOKENIZER, base_model, lora_of, tokeniz
 from bvllm_adapters.training.config import TrainingConfig
 from bvllm_adapters.training.lora_settings import LoraSettings
 from bvllm_adapters.weights.checkpoint import check_same, read_tensors
-from bvllm_adapters.weights.lora_layers import add_lora, copy_lora, lora_layers
+from bvllm_adapters.weights.lora_layers import ATTRIBUTE, add_lora, copy_lora, lora_layers
 
 
 def choose_parameters(model: nn.Module, config: TrainingConfig) -> None:
@@ -47,11 +47,9 @@ def _train_lora(base: nn.Module, settings: LoraSettings) -> None:
             dropout=settings.dropout,
         )
     for name, layer in lora_layers(base).items():
-        for matrix in (layer.lora_A, layer.lora_B):
-            matrix.float().requires_grad_(True)
-        rank = layer.lora_A["bvllm"].out_features  # type: ignore[index, union-attr]
-        if rank != settings.rank:
-            raise ValueError(f"lora.rank: got {settings.rank}, wanted {rank} as {name} has")
+        layer.float().requires_grad_(True)
+        if layer.rank != settings.rank:
+            raise ValueError(f"lora.rank: got {settings.rank}, wanted {layer.rank} as {name} has")
 
 
 def decoder_linears(model: Any, ends: tuple[str, ...] | None = None) -> list[str]:
@@ -118,7 +116,7 @@ def parameter_counts(model: nn.Module) -> list[tuple[str, int, int]]:
         part = "host"
         if inside and not before:
             part = inside.partition(".")[0]
-        elif ".lora_" in name:
+        elif f".{ATTRIBUTE}." in name:
             part = "lora"
         present[part] += parameter.numel()
         trained[part] += parameter.numel() * parameter.requires_grad

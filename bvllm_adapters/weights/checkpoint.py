@@ -6,7 +6,6 @@ files are read with weights_only=True, so that no code of a checkpoint runs.
 
 from __future__ import annotations
 
-import json
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,49 +17,82 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from bvllm_adapters.weights.json_file import CheckpointError as CheckpointError
+from bvllm_adapters.weights.json_file import read_json
+
 Named = Iterable[tuple[str, Tensor]]
 
 # A whole file, or its shards with an index or, failing that, by their numbers; in this order.
 _STEMS = ("model", "pytorch_model")
 _SUFFIXES = (".safetensors", ".bin")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be read, or does not fit the model; says which keys or files."""
+# What a Trainer's checkpoint of a wrapped model holds beside the host's own weights, by which it
+# resumes. The adapter in the same folder holds it too, and is what is read.
+_LIVE = re.compile(r"balanced_tokenizer\..*|.*\.bvllm_lora\..*")
 
 
 def weight_files(folder: Path) -> list[Path]:
     """The files that hold a checkpoint's weights; safetensors go before pickles.
 
     Raises:
-        CheckpointError: for none, or shards that are named but missing.
+        CheckpointError: for none, an index that cannot be read or names anything but files beside
+            it, or shards that are missing.
     """
+    found = _found(folder)
+    if not found:
+        raise CheckpointError(
+            f"{folder}: holds no weights (model*.safetensors or pytorch_model*.bin)"
+        )
+    return found
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether there are any, readable or not."""
+    try:
+        return bool(_found(folder))
+    except CheckpointError:
+        return True
+
+
+def _found(folder: Path) -> list[Path]:
     for suffix in _SUFFIXES:
         for stem in _STEMS:
             index = folder / f"{stem}{suffix}.index.json"
             if index.is_file():
-                names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-                missing = [name for name in names if not (folder / name).is_file()]
-                if missing:
-                    raise CheckpointError(f"{index}: names files that are not there: {missing}")
-                return [folder / name for name in names]
+                return _indexed(index)
             if (folder / f"{stem}{suffix}").is_file():
                 return [folder / f"{stem}{suffix}"]
             shards = sorted(folder.glob(f"{stem}-*-of-*{suffix}"))
             if shards:
-                wanted = int(re.findall(r"-of-(\d+)", shards[0].name)[-1])
+                wanted = int((re.findall(r"-of-(\d{1,9})\.", shards[0].name) or ["0"])[-1])
                 if len(shards) != wanted:
                     raise CheckpointError(f"{folder}: got {len(shards)} shards, wanted {wanted}")
                 return shards
-    raise CheckpointError(f"{folder}: holds no weights (model*.safetensors or pytorch_model*.bin)")
+    return []
 
 
-def has_weights(folder: Path) -> bool:
-    """Whether `weight_files` finds any."""
-    try:
-        return bool(weight_files(folder))
-    except CheckpointError:
-        return False
+def _indexed(index: Path) -> list[Path]:
+    """The files that an index names, which lie beside it."""
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, Mapping) or not places:
+        raise CheckpointError(f"{index}: got no weight_map, wanted a file for each key")
+    wrong = [name for name in places.values() if not is_plain_name(name)]
+    if wrong:
+        raise CheckpointError(f"{index}: got {wrong[:3]}, wanted names of files beside it")
+    names = sorted(set(places.values()))
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise CheckpointError(f"{index}: names files that are not there: {missing}")
+    return [index.parent / name for name in names]
+
+
+def is_plain_name(name: object) -> bool:
+    """Whether a file's word for another is the name of one in the same folder, and no path."""
+    return (
+        isinstance(name, str)
+        and name not in ("", ".", "..")
+        and not set(name) & {"/", "\\", "\0"}
+        and ":" not in name
+    )
 
 
 def read_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
@@ -76,8 +108,26 @@ def read_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
                 state = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
                 while state:
                     key = next(iter(state))
-                    yield key, state.pop(key)
+                    tensor = state.pop(key)
+                    if not isinstance(tensor, Tensor):
+                        raise ValueError(f"holds a {type(tensor).__name__} as {key}")
+                    yield key, tensor
         except Exception as error:  # pickle, zip, safetensors and the system all raise their own
+            raise CheckpointError(f"{file}: cannot be read ({error})") from error
+
+
+def read_shapes(files: Iterable[Path]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Every (key, shape), read from the heads of the files; no tensor is."""
+    for file in files:
+        if file.suffix != ".safetensors":
+            for key, tensor in read_pickle(file, "meta").items():
+                yield key, tuple(tensor.shape)
+            continue
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for key in tensors.keys():
+                    yield key, tuple(tensors.get_slice(key).get_shape())
+        except Exception as error:  # safetensors and the system raise their own
             raise CheckpointError(f"{file}: cannot be read ({error})") from error
 
 
@@ -186,7 +236,7 @@ def load_strictly(
         if name is None:
             report.ignored.append(key)
         elif name not in slots:
-            report.unexpected.append(key)
+            (report.ignored if _LIVE.fullmatch(name) else report.unexpected).append(key)
         elif name in report.loaded:
             raise CheckpointError(f"{source}: {key} comes twice, as {name}")
         elif tensor.shape != slots[name].shape:

@@ -54,6 +54,15 @@ def _refuse_offloaded(attention: Any, inputs: tuple[Tensor, ...]) -> None:
         )
 
 
+def without_key_bias(eva: nn.Module, dtype: torch.dtype) -> None:
+    """Zeros for the bias of the keys, in the dtype of the weights that timm joins it to: EVA-CLIP
+    has none, and no file holds it."""
+    for module in eva.modules():
+        bias = getattr(module, "k_bias", None)
+        if isinstance(bias, Tensor) and not isinstance(bias, nn.Parameter):
+            module.register_buffer("k_bias", torch.zeros(bias.shape, dtype=dtype), persistent=False)
+
+
 def eva_name(published: str, depth: int) -> str | None:
     """The tower's name of a published key, without prefix; None: a known leftover."""
     block = _BLOCK.match(published)

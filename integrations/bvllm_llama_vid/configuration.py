@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from transformers import CLIPVisionConfig, LlamaConfig
 
 from bvllm_adapters.hosts.language_model import CACHE_NAMES
+from bvllm_adapters.weights.hub import inside
 
 Sizes = TypeVar("Sizes", "EvaSizes", "QFormerSizes")
 
@@ -126,7 +127,8 @@ def qformer_sizes(config: Any) -> QFormerSizes:
 def question_vocabulary(config: Any) -> Path | None:
     """The checkpoint's own WordPiece vocabulary; None: the bundled bert-base-uncased."""
     name = getattr(config, "mm_qformer_vocab", None)
-    return Path(str(getattr(config, "_name_or_path", "") or "")) / name if name else None
+    file = Path(str(getattr(config, "_name_or_path", "") or "")) / "config.json"
+    return inside(file, "mm_qformer_vocab", name) if name else None
 
 
 def grid_of(config: Any) -> int | None:

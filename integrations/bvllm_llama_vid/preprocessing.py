@@ -14,7 +14,15 @@ from PIL import Image
 from torch import Tensor
 
 from bvllm_adapters.weights.image_processors import by_pil, clip_processor, squared
-from bvllm_llama_vid.configuration import LlavaConfig, clip_config, eva_sizes, is_eva
+from bvllm_adapters.weights.json_file import blamed, read_json
+from bvllm_adapters.weights.sizes import check_settings
+from bvllm_llama_vid.configuration import (
+    LlavaConfig,
+    clip_config,
+    eva_sizes,
+    is_eva,
+    question_vocabulary,
+)
 from bvllm_llama_vid.prompt_tokenizer import IMAGE_TOKEN, PromptTokenizer
 
 SYSTEM = (  # of vicuna_v1, with which the published models were trained
@@ -33,8 +41,13 @@ def tokenizer_of(folder: Path) -> PromptTokenizer:
 
 def read_config(folder: Path) -> LlavaConfig:
     """config.json of a checkpoint folder, which it remembers."""
-    config: LlavaConfig = LlavaConfig.from_pretrained(folder, local_files_only=True)
-    config._name_or_path = str(folder)
+    file = folder / "config.json"
+    fields = read_json(file)
+    check_settings(file, fields)
+    with blamed(file):
+        config = LlavaConfig.from_dict(fields)
+        config._name_or_path = str(folder)
+        question_vocabulary(config)
     return config
 
 
@@ -58,11 +71,17 @@ class LlamaVidProcessor:
         """Of a checkpoint folder."""
         folder = Path(folder)
         config = read_config(folder)
-        return cls(
-            tokenizer_of(folder),
-            image_processor_of(config, folder),
-            pad_images=getattr(config, "image_aspect_ratio", None) == "pad",
-        )
+        with blamed(folder / "config.json"):
+            return cls(
+                tokenizer_of(folder),
+                image_processor_of(config, folder),
+                pad_images=getattr(config, "image_aspect_ratio", None) == "pad",
+            )
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Tokenizer and image processor, into a checkpoint's folder."""
+        self.tokenizer.save(Path(folder))
+        self.image_processor.save_pretrained(folder)
 
     def prompt(self, *turns: str) -> str:
         """A conversation of questions and answers in turn, up to where the next answer begins.
@@ -106,9 +125,11 @@ def image_processor_of(config: Any, folder: Path) -> Any:
     """The processor that the config names, if it is here; else CLIP's at the tower's size."""
     names = [getattr(config, "image_processor", None)]
     names += [] if is_eva(config) else [config.mm_vision_tower]
-    for name in filter(None, names):
-        source = folder / name  # an absolute name stays itself
-        if (source / "preprocessor_config.json").is_file():
-            return by_pil("CLIP").from_pretrained(source, local_files_only=True)
+    places = [folder / str(name) for name in names if name]  # an absolute name stays itself
+    for place in (*places, folder):
+        file = place / "preprocessor_config.json"
+        if file.is_file():
+            with blamed(file):
+                return by_pil("CLIP").from_pretrained(place, local_files_only=True)
     sizes: Any = eva_sizes(config) if is_eva(config) else clip_config(config)
     return clip_processor(sizes.image_size, image_mean=list(CLIP_MEAN), image_std=list(CLIP_STD))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bvllm_adapters.weights.checkpoint import CheckpointError
+from bvllm_adapters.weights.json_file import CheckpointError, blamed, read_json
 from bvllm_llama_vid.configuration import IMAGE_TOKEN_ID
 
 IMAGE_TOKEN = "<image>"
@@ -31,7 +32,9 @@ class PromptTokenizer:
     def __init__(self, model: Path, added: dict[str, int]) -> None:
         import sentencepiece
 
-        self.pieces: Any = sentencepiece.SentencePieceProcessor(model_file=str(model))
+        self.model, self.added = model, added
+        with blamed(model):
+            self.pieces: Any = sentencepiece.SentencePieceProcessor(model_file=str(model))
         self.bos_token_id: int = self.pieces.bos_id()
         self.eos_token_id: int = self.pieces.eos_id()
         control = (self.bos_token_id, self.eos_token_id, self.pieces.unk_id())
@@ -62,6 +65,11 @@ class PromptTokenizer:
         )
         return text
 
+    def save(self, folder: Path) -> None:
+        """tokenizer.model and added_tokens.json, into a checkpoint's folder."""
+        shutil.copyfile(self.model, folder / "tokenizer.model")
+        (folder / "added_tokens.json").write_text(json.dumps(self.added), encoding="utf-8")
+
     @classmethod
     def load(cls, folder: str | Path, config: Any = None) -> PromptTokenizer:
         """The one in a checkpoint folder (or in the one folder in it that holds one), with the
@@ -79,7 +87,9 @@ class PromptTokenizer:
         added: dict[str, int] = {}
         beside = found[0].parent / "added_tokens.json"
         if beside.is_file():
-            added |= json.loads(beside.read_text(encoding="utf-8"))
+            added |= read_json(beside)
+            if not all(type(i) is int and 0 <= i < 2**24 for i in added.values()):
+                raise CheckpointError(f"{beside}: got {added}, wanted an id for each token")
         tokenizer = cls(found[0], added)
         for name, tokens in (
             ("mm_use_im_patch_token", ["<im_patch>"]),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -11,8 +10,9 @@ from pathlib import Path
 from statistics import mode
 from typing import Any
 
-from huggingface_hub import snapshot_download
-
+from bvllm_adapters.weights.hub import named_folder
+from bvllm_adapters.weights.json_file import CheckpointError, blamed, read_json
+from bvllm_adapters.weights.sizes import Shape, check_settings
 from bvllm_llama_vid.configuration import (
     EVA_ALIASES,
     TEXT_ENCODER,
@@ -25,8 +25,6 @@ from bvllm_llama_vid.configuration import (
     is_eva,
     qformer_sizes,
 )
-
-Shape = tuple[int, ...]
 
 
 def name_sizes(config: LlavaConfig, shapes: Mapping[str, Shape]) -> None:
@@ -142,17 +140,19 @@ def side(positions: int) -> int:
 
 def name_clip(config: LlavaConfig, folder: Path) -> None:
     """Write into the config what a CLIP's own config.json says and its weights do not."""
-    file = folder / str(config.mm_vision_tower) / "config.json"
+    try:
+        place = named_folder(folder / "config.json", "mm_vision_tower", config.mm_vision_tower)
+    except CheckpointError:  # not cached, or no hub id: then it is the published CLIP of its width
+        return
+    file = place / "config.json"
     if not file.is_file():
-        try:
-            cached = snapshot_download(str(config.mm_vision_tower), local_files_only=True)
-        except Exception:  # not cached, or no hub id: then it is the published CLIP of its width
-            return
-        file = Path(cached) / "config.json"
-    written = json.loads(file.read_text(encoding="utf-8"))
-    written = written.get("vision_config", written)
-    said = ("num_attention_heads", "hidden_act", "layer_norm_eps")
-    config.mm_vision_config = {
-        **{key: written[key] for key in said if key in written},
-        **(getattr(config, "mm_vision_config", None) or {}),
-    }
+        return
+    written = read_json(file)
+    check_settings(file, written)
+    with blamed(file):
+        written = written.get("vision_config", written)
+        said = ("num_attention_heads", "hidden_act", "layer_norm_eps")
+        config.mm_vision_config = {
+            **{key: written[key] for key in said if key in written},
+            **(getattr(config, "mm_vision_config", None) or {}),
+        }

@@ -6,25 +6,24 @@ of its own, the rest in a projector file or a LoRA folder.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from safetensors import safe_open
 from torch import Tensor
 
 from bvllm_adapters.weights.checkpoint import (
     CheckpointError,
     has_weights,
     read_pickle,
+    read_shapes,
     read_tensors,
     weight_files,
 )
-from bvllm_adapters.weights.hub import local_folder
+from bvllm_adapters.weights.hub import local_folder, named_folder
+from bvllm_adapters.weights.json_file import read_json
+from bvllm_adapters.weights.sizes import Shape
 from bvllm_llama_vid.configuration import TOWER, LlavaConfig, is_eva
-from bvllm_llama_vid.sizes import Shape
 
 PROJECTOR_FILE = "mm_projector.bin"
 LORA_CONFIG = "adapter_config.json"
@@ -46,9 +45,7 @@ class Source:
 
     def shapes(self) -> dict[str, Shape]:
         """Read from the heads of the files; no tensor is."""
-        found = (
-            (self.rename(key), shape) for file in self.files for key, shape in read_heads(file)
-        )
+        found = ((self.rename(key), shape) for key, shape in read_shapes(self.files))
         return {name: shape for name, shape in found if name is not None}
 
 
@@ -70,17 +67,17 @@ def find_sources(folder: Path, base: Path | None) -> list[Source]:
     return [changed, Source(weight_files(base), lambda key: None if key in names else key)]
 
 
-def base_named_in(folder: Path, lora: bool) -> str:
-    file, key = (
+def base_named_in(folder: Path, lora: bool) -> Path:
+    name, key = (
         (LORA_CONFIG, "base_model_name_or_path") if lora else ("config.json", "_name_or_path")
     )
-    named = json.loads((folder / file).read_text(encoding="utf-8")).get(key)
+    named = read_json(folder / name).get(key)
     if not named:
         raise CheckpointError(
-            f"base: got None, and {folder / file} does not name it as {key}; "
+            f"base: got None, and {folder / name} does not name it as {key}; "
             "wanted the folder of the model that this one changes"
         )
-    return str(named)
+    return named_folder(folder / name, f"base: got None, {key}", named)
 
 
 def name_of_trainer(key: str) -> str:
@@ -95,8 +92,8 @@ def tower_source(folder: Path, config: LlavaConfig) -> Source:
     place = folder / name  # an absolute name stays itself
     if not place.exists():
         try:
-            place = Path(snapshot_download(name, local_files_only=True))
-        except Exception as error:
+            place = named_folder(folder / "config.json", "mm_vision_tower", name)
+        except CheckpointError as error:
             raise CheckpointError(
                 f"{folder}: holds no vision tower, and mm_vision_tower={name!r} is neither at "
                 f"{place} nor in the hub's cache"
@@ -104,7 +101,7 @@ def tower_source(folder: Path, config: LlavaConfig) -> Source:
     files = weight_files(place) if place.is_dir() else [place]
     eva = is_eva(config)
     anchor = "patch_embed.proj.weight" if eva else "embeddings.class_embedding"
-    keys = [key for file in files for key, _ in read_heads(file)]
+    keys = [key for key, _ in read_shapes(files)]
     prefixes = [key.removesuffix(anchor) for key in keys if key.endswith(anchor)]
     if len(prefixes) != 1:
         raise CheckpointError(f"{place}: got {len(prefixes)} keys '...{anchor}', wanted one tower")
@@ -125,17 +122,3 @@ def read_file(file: Path) -> Iterator[tuple[str, Tensor]]:
     while state:
         key = next(iter(state))
         yield key, state.pop(key)
-
-
-def read_heads(file: Path) -> Iterator[tuple[str, Shape]]:
-    """Every (key, shape), read from the file's head."""
-    if file.suffix != ".safetensors":
-        for key, tensor in read_pickle(file, "meta").items():
-            yield key, tuple(tensor.shape)
-        return
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            for key in tensors.keys():
-                yield key, tuple(tensors.get_slice(key).get_shape())
-    except Exception as error:  # safetensors and the system raise their own
-        raise CheckpointError(f"{file}: cannot be read ({error})") from error

@@ -6,7 +6,6 @@ place in a model that holds none before.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Iterator
@@ -14,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from torch import Tensor
 from transformers import GenerationConfig
 
 from bvllm_adapters.weights.checkpoint import CheckpointError, Named, load_strictly
-from bvllm_adapters.weights.eva import eva_name, resized_positions
+from bvllm_adapters.weights.empty import without_weights
+from bvllm_adapters.weights.eva import eva_name, resized_positions, without_key_bias
+from bvllm_adapters.weights.json_file import blamed, read_json
 from bvllm_adapters.weights.merged_lora import merge_lora
+from bvllm_adapters.weights.sizes import Shape, check_settings
 from bvllm_llama_vid.configuration import (
     TEXT_ENCODER,
     TOWER,
@@ -31,7 +32,7 @@ from bvllm_llama_vid.configuration import (
 from bvllm_llama_vid.modeling import LlavaLlamaAttForCausalLM
 from bvllm_llama_vid.preprocessing import read_config
 from bvllm_llama_vid.prompt_tokenizer import PromptTokenizer
-from bvllm_llama_vid.sizes import Shape, name_clip, name_sizes
+from bvllm_llama_vid.sizes import name_clip, name_sizes
 from bvllm_llama_vid.sources import LORA_CONFIG, find_base, find_sources, tower_source
 
 POSITION_IDS = f"{TEXT_ENCODER}embeddings.position_ids"
@@ -61,15 +62,16 @@ def load(
     shapes: dict[str, Shape] = {}
     for source in sources:
         shapes |= source.shapes()
-    if not any(name.startswith(TOWER) for name in shapes):
-        sources.append(tower_source(folder, config))
-        shapes |= sources[-1].shapes()
-    if not is_eva(config):
-        name_clip(config, folder)
-    name_sizes(config, shapes)
-
-    with init_empty_weights(include_buffers=False):
-        model = LlavaLlamaAttForCausalLM(config)
+    file = folder / "config.json"
+    with blamed(file):
+        if not any(name.startswith(TOWER) for name in shapes):
+            sources.append(tower_source(folder, config))
+            shapes |= sources[-1].shapes()
+        check_settings(file, config.to_dict(), shapes)
+        if not is_eva(config):
+            name_clip(config, folder)
+        name_sizes(config, shapes)
+        model = without_weights(lambda: LlavaLlamaAttForCausalLM(config))
     tensors = (pair for source in sources for pair in source.tensors())
     report = load_strictly(
         model,
@@ -83,8 +85,7 @@ def load(
     if (folder / LORA_CONFIG).is_file():
         merge_lora(model, folder)
     if is_eva(config):
-        for buffer in model.get_vision_tower().buffers():
-            buffer.data = buffer.to(dtype)  # the keys' bias, always zero, that timm joins to others
+        without_key_bias(model.get_vision_tower(), dtype)
     resize_to_tokenizer(model, folder, base)
     model.generation_config = generation_config(folder, model.generation_config)
     model.eval()  # type: ignore[no-untyped-call]
@@ -138,7 +139,8 @@ def generation_config(folder: Path, default: Any) -> Any:
     a file, as published ones are, could not be saved again."""
     if not (folder / "generation_config.json").is_file():
         return default
-    written = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+    written = read_json(folder / "generation_config.json")
     if not written.get("do_sample"):
         written = {k: v for k, v in written.items() if k not in ("temperature", "top_p", "top_k")}
-    return GenerationConfig.from_dict(written)
+    with blamed(folder / "generation_config.json"):
+        return GenerationConfig.from_dict(written)

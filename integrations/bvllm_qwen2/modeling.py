@@ -74,9 +74,7 @@ class BvllmQwen2ForConditionalGeneration(Generation, PreTrainedModel, Generation
         """
         loaded = super().from_pretrained(*args, **kwargs)
         model: Any = loaded[0] if isinstance(loaded, tuple) else loaded
-        model.vision_tower.freeze()
-        if model.balanced_tokenizer.scout is not None:
-            model.balanced_tokenizer.scout.requires_grad_(False)
+        model.freeze()
         for tensor in (*model.parameters(), *model.buffers()):
             if tensor.device.type == "cpu" and tensor.data_ptr() % 64:
                 tensor.data = tensor.data.clone()
@@ -155,6 +153,12 @@ class BvllmQwen2ForConditionalGeneration(Generation, PreTrainedModel, Generation
             )
         result = BvllmQwen2Output(**output, attention_mask=attention_mask, visual_tokens=tokens)
         return result.to_tuple() if return_dict is False else result
+
+    def freeze(self) -> None:
+        """Vision tower and scout do not train."""
+        self.vision_tower.freeze()
+        if self.balanced_tokenizer.scout is not None:
+            self.balanced_tokenizer.scout.requires_grad_(False)
 
     def look(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """(k, 3, S, S) pixels -> (k, C) frame features, (k, P, C) patches, on the

@@ -19,6 +19,7 @@ from bvllm_adapters.hosts.tiny_tokenizer import tiny_tokenizer
 from bvllm_adapters.hosts.turns import messages, special_tokens, turns_of
 from bvllm_adapters.question import pad, without
 from bvllm_adapters.weights.device import device_of
+from bvllm_adapters.weights.json_file import blamed
 from bvllm_qwen2.chat import VIDEO_TOKEN
 from bvllm_qwen2.configuration import BvllmQwen2Config
 from bvllm_qwen2.modeling import BvllmQwen2ForConditionalGeneration
@@ -44,28 +45,20 @@ class BvllmQwen2Host:
     def load(
         self, folder: Path, *, dtype: torch.dtype, **options: Any
     ) -> BvllmQwen2ForConditionalGeneration:
-        """A folder that save_pretrained filled; `options` go to from_pretrained."""
-        model, about = BvllmQwen2ForConditionalGeneration.from_pretrained(
-            folder, dtype=dtype, output_loading_info=True, local_files_only=True, **options
-        )
-        wrong = {
-            kind: sorted(map(str, about[kind]))
-            for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
-            if about.get(kind)
-        }
-        if wrong:
-            raise ValueError(f"{folder}: the checkpoint does not fit its config: {wrong}")
-        loaded: BvllmQwen2ForConditionalGeneration = model
-        return loaded
+        """A folder that save_pretrained filled."""
+        from bvllm_qwen2.weights import load
+
+        return load(folder, dtype=dtype, **options)
 
     def demo(self) -> tuple[BvllmQwen2ForConditionalGeneration, BvllmQwen2Processor]:
         """The small trained model that ships; see its card in demo/README.md."""
         return self.load(DEMO, dtype=torch.float32), self.processor(DEMO)
 
     def processor(self, folder: Path) -> BvllmQwen2Processor:
-        processor: BvllmQwen2Processor = BvllmQwen2Processor.from_pretrained(
-            folder, local_files_only=True
-        )
+        with blamed(f"{folder}: processor"):
+            processor: BvllmQwen2Processor = BvllmQwen2Processor.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
         return processor
 
     def parts(self, name: str, fields: Mapping[str, Any]) -> tuple[Any, Any, Any]:

@@ -7,7 +7,6 @@ folder. Its sizes come from the folder's config.json or are known by name; the c
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,9 @@ from transformers import (
 )
 
 from bvllm_adapters.hosts.language_model import CACHE_NAMES
+from bvllm_adapters.weights.checkpoint import has_weights, read_shapes, weight_files
+from bvllm_adapters.weights.json_file import blamed, read_json
+from bvllm_adapters.weights.sizes import check_settings
 
 TowerConfig = CLIPVisionConfig | SiglipVisionConfig
 
@@ -77,8 +79,8 @@ def tower_config(config: Any) -> TowerConfig:
         ValueError: for a tower whose sizes nothing tells, or that is neither CLIP nor SigLIP.
     """
     name = str(config.mm_vision_tower)
-    fields: dict[str, Any] = dict(_found_fields(name, tower_folder(config)))
-    fields |= getattr(config, "mm_vision_config", None) or {}
+    found = _found_fields(name, tower_folder(config))
+    fields: dict[str, Any] = found | (getattr(config, "mm_vision_config", None) or {})
     if not fields:
         raise ValueError(
             f"mm_vision_tower: got {name}, which is no folder here nor in the hub's cache, wanted "
@@ -99,12 +101,16 @@ def tower_config(config: Any) -> TowerConfig:
 def _found_fields(name: str, folder: Path | None) -> dict[str, Any]:
     if folder is None or not (folder / "config.json").is_file():
         return PUBLISHED_TOWERS.get(Path(name).name, {})
-    fields: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    file = folder / "config.json"
+    fields = read_json(file)
+    shapes = dict(read_shapes(weight_files(folder))) if has_weights(folder) else None
+    check_settings(file, fields, shapes)
     if "vision_config" not in fields:
         return fields
     # A whole CLIP or SigLIP: its vision half, of which only what differs from the default is said.
-    half: dict[str, Any] = fields["vision_config"]
-    return {"model_type": f"{fields['model_type']}_vision_model"} | half
+    with blamed(file):
+        half: dict[str, Any] = fields["vision_config"]
+        return {"model_type": f"{fields['model_type']}_vision_model"} | half
 
 
 def tower_folder(config: Any) -> Path | None:

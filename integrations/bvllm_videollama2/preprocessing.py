@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +17,8 @@ from bvllm_adapters.checks import check_count
 from bvllm_adapters.hosts.turns import messages
 from bvllm_adapters.question import without
 from bvllm_adapters.weights.image_processors import by_pil, clip_processor, squared
+from bvllm_adapters.weights.json_file import blamed, read_json
+from bvllm_adapters.weights.sizes import check_settings
 from bvllm_videollama2.prompts import SYSTEM, TAGS, WITH_SYSTEM, Kind, text_tokenizer
 
 
@@ -86,7 +87,8 @@ def image_processor_for(config: Any, folder: str | Path | None = None) -> Any:
     """
     family = "Siglip" if config.model_type == "siglip_vision_model" else "CLIP"
     if folder is not None and (Path(folder) / "preprocessor_config.json").is_file():
-        return by_pil(family).from_pretrained(folder)
+        with blamed(Path(folder) / "preprocessor_config.json"):
+            return by_pil(family).from_pretrained(folder, local_files_only=True)
     if family == "Siglip":
         return by_pil(family)(size={"height": config.image_size, "width": config.image_size})
     return clip_processor(config.image_size)
@@ -114,18 +116,26 @@ class Videollama2Processor:
         from bvllm_videollama2.configuration import tower_config, tower_folder
 
         folder = Path(folder)
-        fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        config: Any = transformers.PreTrainedConfig()
-        config.mm_vision_tower = fields["mm_vision_tower"]
-        config.mm_vision_config = fields.get("mm_vision_config")
-        config.name_or_path = str(folder)
-        here = folder if (folder / "preprocessor_config.json").is_file() else None
-        return cls(
-            text_tokenizer(str(folder)),
-            image_processor_for(tower_config(config), here or tower_folder(config)),
-            fields.get("num_frames") or 8,
-            fields["model_type"],
-        )
+        file = folder / "config.json"
+        fields = read_json(file)
+        check_settings(file, fields)
+        with blamed(file):
+            config: Any = transformers.PreTrainedConfig()
+            config.mm_vision_tower = fields["mm_vision_tower"]
+            config.mm_vision_config = fields.get("mm_vision_config")
+            config.name_or_path = str(folder)
+            here = folder if (folder / "preprocessor_config.json").is_file() else None
+            return cls(
+                text_tokenizer(str(folder)),
+                image_processor_for(tower_config(config), here or tower_folder(config)),
+                fields.get("num_frames") or 8,
+                fields["model_type"],
+            )
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Tokenizer and image processor, into a checkpoint's folder."""
+        self.tokenizer.save_pretrained(folder)
+        self.image_processor.save_pretrained(folder)
 
     def prompt(
         self,

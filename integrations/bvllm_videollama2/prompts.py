@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from bvllm_adapters.question import question_from_prompt
+from bvllm_adapters.weights.json_file import blamed
 from bvllm_videollama2.inputs import IMAGE, VIDEO
 
 Kind = Literal["video", "image", "text"]
@@ -62,4 +63,7 @@ def text_tokenizer(folder: str) -> Any:
     # Any config is given, as the folder's own is none that AutoTokenizer knows.
     from transformers import AutoTokenizer, PreTrainedConfig
 
-    return AutoTokenizer.from_pretrained(folder, config=PreTrainedConfig(), local_files_only=True)
+    with blamed(f"{folder}: tokenizer"):
+        return AutoTokenizer.from_pretrained(
+            folder, config=PreTrainedConfig(), local_files_only=True, trust_remote_code=False
+        )

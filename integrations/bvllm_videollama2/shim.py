@@ -22,6 +22,7 @@ from bvllm_adapters.hosts.splice import placeholder_rows, splice
 from bvllm_adapters.hosts.turns import special_tokens, turns_of
 from bvllm_adapters.question import QuestionTokenizer, pad, without
 from bvllm_adapters.weights.device import device_of
+from bvllm_adapters.weights.hub import inside
 from bvllm_adapters.weights.towers import has_cls
 from bvllm_videollama2.calls import Calls
 from bvllm_videollama2.frame_features import frame_features, frames_of, look
@@ -152,7 +153,8 @@ class Videollama2Host:
     def question_tokenizer(self, model: Any, max_length: int) -> QuestionTokenizer:
         """With the checkpoint's own vocabulary, if it brings one."""
         name = getattr(model.config, "mm_qformer_vocab", None)
-        vocabulary = None if name is None else Path(str(model.name_or_path)) / name
+        file = Path(str(model.name_or_path)) / "config.json"
+        vocabulary = None if name is None else inside(file, "mm_qformer_vocab", name)
         return QuestionTokenizer(max_length, vocabulary)
 
     def tower(self, model: Any) -> nn.Module:

@@ -7,7 +7,6 @@ an error.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Iterator
@@ -15,7 +14,6 @@ from itertools import chain
 from pathlib import Path
 
 import torch
-from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from torch import Tensor
 from transformers import GenerationConfig
 
@@ -23,11 +21,15 @@ from bvllm_adapters.weights.checkpoint import (
     Named,
     has_weights,
     load_strictly,
+    read_shapes,
     read_tensors,
     weight_files,
 )
-from bvllm_adapters.weights.hub import local_folder
+from bvllm_adapters.weights.empty import without_weights
+from bvllm_adapters.weights.hub import local_folder, named_folder
+from bvllm_adapters.weights.json_file import CheckpointError, blamed, read_json
 from bvllm_adapters.weights.merged_lora import merge_lora
+from bvllm_adapters.weights.sizes import Shapes, check_settings
 from bvllm_videollama2.configuration import tower_folder
 from bvllm_videollama2.experts import together
 from bvllm_videollama2.modeling import MODELS, Videollama2MetaForCausalLM
@@ -64,41 +66,51 @@ def load(
     projector = None if lora else _first(folder, PROJECTOR_FILES)
     if projector and has_weights(folder):
         projector = None  # a copy of what the whole checkpoint holds
-    model = empty_model(folder)
     if lora or projector:
         over = projector or _first(folder, NON_LORA_FILES)
         replaced = {} if over is None else dict(_plain(read_tensors([over])))
-        whole = local_folder(_base(folder, base), "config.json")
+        files = weight_files(local_folder(_base(folder, base), "config.json"))
         tensors = chain(
-            replaced.items(),
-            ((k, v) for k, v in read_tensors(weight_files(whole)) if k not in replaced),
+            replaced.items(), ((k, v) for k, v in read_tensors(files) if k not in replaced)
         )
     elif base is not None:
         raise ValueError(f"base: got {base}, wanted None, as {folder} holds a whole model")
     else:
-        tensors = chain(read_tensors(weight_files(folder)))
+        files = weight_files(folder)
+        tensors = chain(read_tensors(files))
+    model = empty_model(folder, dict(read_shapes(files)))
     fill(model, tensors, dtype=dtype, source=str(folder))
     if lora:
         merge_lora(model, folder)
-    if (folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
+    settings = folder / "generation_config.json"
+    if settings.is_file():
+        values = read_json(settings)
+        with blamed(settings):
+            model.generation_config = GenerationConfig.from_dict(values)
     model.eval()  # type: ignore[no-untyped-call]
     return model
 
 
-def empty_model(folder: Path) -> Videollama2MetaForCausalLM:
-    """The model that config.json describes, its weights on the meta device."""
-    fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    names = fields.get("architectures") or ["none"]
-    if names[0] not in MODELS:
-        raise ValueError(f"architectures: got {names[0]} in {folder}, wanted one of {list(MODELS)}")
-    cls = MODELS[names[0]]
-    fields.pop("model_type", None)  # "videollama2" is an alias of "videollama2_mistral"
-    config = cls.config_class.from_dict(fields)  # type: ignore[union-attr]
-    config.name_or_path = str(folder)
-    # Buffers that no file holds (rotary frequencies) must be computed, so they are not left out.
-    with init_empty_weights(include_buffers=False):
-        return cls(config)
+def empty_model(folder: Path, shapes: Shapes) -> Videollama2MetaForCausalLM:
+    """The model that config.json describes, its weights on the meta device.
+
+    Args:
+        shapes: of its weights, or of most of them, against which its sizes are held.
+    """
+    file = folder / "config.json"
+    fields = read_json(file)
+    check_settings(file, fields, shapes)
+    with blamed(file):
+        names = fields.get("architectures") or ["none"]
+        if names[0] not in MODELS:
+            raise CheckpointError(
+                f"architectures: got {names[0]} in {file}, wanted one of {list(MODELS)}"
+            )
+        cls = MODELS[names[0]]
+        fields.pop("model_type", None)  # "videollama2" is an alias of "videollama2_mistral"
+        config = cls.config_class.from_dict(fields)  # type: ignore[union-attr]
+        config.name_or_path = str(folder)
+        return without_weights(lambda: cls(config))
 
 
 def fill(
@@ -146,9 +158,9 @@ def _base(folder: Path, base: str | Path | None) -> str | Path:
         ("config.json", "_name_or_path"),
     ):
         if (folder / file).is_file():
-            name = json.loads((folder / file).read_text(encoding="utf-8")).get(key)
+            name = read_json(folder / file).get(key)
             if name:
-                return folder / name if (folder / name).is_dir() else str(name)
+                return named_folder(folder / file, f"base: got None, {key}", name)
     raise ValueError(f"base: got None, and {folder} does not say what it was trained on")
 
 

@@ -18,7 +18,7 @@ from accelerate import init_empty_weights
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-import bvllm_llama_vid.sizes as sizes
+import bvllm_adapters.weights.hub as hub
 import bvllm_llama_vid.sources as sources
 import bvllm_llama_vid.weights as weights
 from bvllm_adapters.weights.checkpoint import CheckpointError
@@ -252,8 +252,7 @@ def test_a_tower_by_hub_id_is_looked_for_in_the_cache_only(
     written = json.loads((folder / "config.json").read_text())
     written["mm_vision_tower"] = "openai/clip-vit-large-patch14"
     (folder / "config.json").write_text(json.dumps(written))
-    monkeypatch.setattr(sources, "snapshot_download", cached)
-    monkeypatch.setattr(sizes, "snapshot_download", cached)
+    monkeypatch.setattr(hub, "snapshot_download", cached)
     assert same(HOST.load(folder, dtype=torch.float32), model.state_dict())
     assert set(asked) == {("openai/clip-vit-large-patch14", True)}
 

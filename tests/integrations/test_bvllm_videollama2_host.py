@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -508,8 +509,10 @@ def test_a_vocabulary_that_the_checkpoint_brings(
 ) -> None:
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "what", "is", "?"]
     model = copy.deepcopy(models["port"])
-    model.config.mm_qformer_vocab = str(tmp_path / "vocab.txt")
-    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    place = shutil.copytree(folder, tmp_path / "checkpoint")
+    model.config.name_or_path = model.name_or_path = str(place)
+    model.config.mm_qformer_vocab = "vocab.txt"
+    (place / "vocab.txt").write_text("\n".join(words))
     assert HOST.config(model).vocab_size == len(words) + 1  # and "[DEC]"
     wrap(model, max_tokens=48)
     seen: list[Any] = []

@@ -46,7 +46,7 @@ def test_both_stages(host: str, configured: Any, hosts: dict[str, Path], tmp_pat
     for name, value in learned.items():
         assert torch.equal(watch.before[f"balanced_tokenizer.{name}"], value), name
     lora = {name for name in watch.before if ".lora_" in name}
-    kinds = {name.split(".lora_")[0].rpartition(".")[2] for name in lora}
+    kinds = {name.split(".bvllm_lora.")[0].rpartition(".")[2] for name in lora}
     assert kinds == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     tokenizer = {name for name in watch.before if name.startswith("balanced_tokenizer.")}
     assert watch.moved(model) == tokenizer | lora

@@ -1,0 +1,54 @@
+"""JSON that others wrote: an object, or one error that names the file and what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+MOST_BYTES = 2**28  # a tokenizer's vocabulary is a few dozen MB; nothing here is more
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read, or does not fit the model; says which keys or files."""
+
+
+def read_json(file: str | Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        CheckpointError: for a file that is not there, is no UTF-8, is cut off, nested too deeply,
+            larger than 256 MiB, or holds anything but an object.
+    """
+    file = Path(file)
+    try:
+        if file.stat().st_size > MOST_BYTES:
+            raise CheckpointError(f"{file}: holds {file.stat().st_size} bytes of JSON, wanted less")
+        values: Any = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refused)
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: JSON, UTF-8, long ints
+        raise CheckpointError(f"{file}: cannot be read ({error})") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{file}: holds a {type(values).__name__}, wanted a JSON object")
+    return values
+
+
+def _refused(constant: str) -> Any:
+    """NaN and infinities are no JSON, and no setting is either."""
+    raise ValueError(f"got {constant}, wanted numbers")
+
+
+@contextmanager
+def blamed(file: str | Path) -> Iterator[None]:
+    """Whatever goes wrong inside is the fault of what stands in `file`: a CheckpointError that
+    names it, for settings that others' constructors choke on, each in its own way."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (Exception, RecursionError) as error:
+        told = str(error) or type(error).__name__
+        raise CheckpointError(f"{file}: {told}") from error
