@@ -28,12 +28,13 @@ from bvllm_adapters.question import QuestionTokenizer, pad
 from bvllm_adapters.weights.checkpoint import load_strictly, read_shapes, read_tensors
 from bvllm_adapters.weights.empty import without_weights
 from bvllm_adapters.weights.hub import local_folder, upload
-from bvllm_adapters.weights.json_file import blamed
+from bvllm_adapters.weights.json_file import CheckpointError, blamed
 from bvllm_adapters.weights.sizes import check_settings
 from bvllm_adapters.weights.stamped import (
     new_stamp,
     plain_weights,
     read_settings,
+    stamp_of,
     write_json,
     write_weights,
 )
@@ -325,6 +326,9 @@ class BalancedTokenizer(nn.Module):
         settings, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
         values = read_settings(settings, weights)
         check_settings(settings, values, dict(read_shapes([weights])))
+        missing = [name for name in BalancedTokenizerConfig().to_dict() if name not in values]
+        if missing and stamp_of(weights) is not None:  # older files may lack newer settings
+            raise CheckpointError(f"{settings}: got no {', '.join(missing)}, wanted all settings")
         with blamed(settings):
             config = BalancedTokenizerConfig.from_dict(values)
             tokenizer = without_weights(lambda: cls(config, **stages))

@@ -41,6 +41,7 @@ class ScoutConfig:
 
     def __post_init__(self) -> None:
         check_count("scout.image_size", self.image_size)
+        check_count("scout.image_size", self.image_size, most=4096)  # of a file, before it is made
         check_count("scout.width", self.width)
         check_choice("scout.library", self.library, get_args(ScoutLibrary))
         for name, kind, wanted in (

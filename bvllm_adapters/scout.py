@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bvllm_adapters.config import ScoutConfig
+from bvllm_adapters.weights.image_models import UnknownModel, timm_model, transformers_model
 
 Look = Callable[[Tensor], tuple[Tensor, Tensor]]
 """(k, 3, s, s) pixels -> (k, C) frame features, (k, P, C) patches: a host's vision tower."""
@@ -74,14 +74,19 @@ def pooled(encoder: Any, pixels: Tensor) -> Tensor:
 
 
 def build_encoder(name: str, config: ScoutConfig) -> nn.Module:
-    """An image model with random weights, which was tried on an image of the config's size."""
-    make = _of_timm(name) if config.library == "timm" else _of_transformers(name)
-    # On the CPU even where a model is made on the meta device: not every encoder can be made there.
-    with torch.device("cpu"), torch.no_grad():
+    """An image model with random weights, which was tried on an image of the config's size.
+
+    One that is made without weights, to be filled from a file, cannot be tried.
+    """
+    make = timm_model if config.library == "timm" else transformers_model
+    with torch.no_grad():
         try:
-            encoder = make(**config.model_args).eval()
-            size = config.image_size
-            width = pooled(encoder, torch.zeros(1, 3, size, size)).shape[1]
+            encoder = make(name, config.model_args).eval()
+            size, width = config.image_size, config.width
+            if not any(weight.is_meta for weight in encoder.parameters()):
+                width = pooled(encoder, torch.zeros(1, 3, size, size)).shape[1]
+        except UnknownModel as error:
+            raise ValueError(f"scout.architecture: {error}") from error
         except Exception as error:  # each architecture raises what it likes
             raise ValueError(
                 f"scout.image_size, scout.model_args: got {config.image_size} and "
@@ -95,21 +100,3 @@ def build_encoder(name: str, config: ScoutConfig) -> nn.Module:
         for buffer in list(module.named_buffers(recurse=False)):
             module.register_buffer(*buffer)
     return encoder
-
-
-def _of_timm(name: str) -> Callable[..., nn.Module]:
-    import timm  # here, since importing it takes seconds
-
-    if not timm.is_model(name):
-        raise ValueError(f"scout.architecture: got {name!r}, wanted an image model of timm's")
-    return partial(timm.create_model, name, pretrained=False, num_classes=0)
-
-
-def _of_transformers(name: str) -> Callable[..., nn.Module]:
-    from transformers import CONFIG_MAPPING, AutoConfig, AutoModel  # likewise
-
-    if name not in CONFIG_MAPPING:
-        raise ValueError(
-            f"scout.architecture: got {name!r}, wanted a model_type that transformers knows"
-        )
-    return lambda **fields: AutoModel.from_config(AutoConfig.for_model(name, **fields))

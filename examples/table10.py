@@ -41,7 +41,7 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from bvllm_adapters.balanced_tokenizer import BalancedTokenizer
 from bvllm_adapters.bench.counted import Counter, Setting
-from bvllm_adapters.bench.published import build, default_dtype
+from bvllm_adapters.bench.published import build, random_model
 from bvllm_adapters.bench.reading import Reading
 from bvllm_adapters.bench.shapes import in_shape
 from bvllm_adapters.bench.table import quantity
@@ -434,8 +434,7 @@ def qwen2_vl_model(table: Table, device: torch.device) -> Any:
         vision_config=vision,
         **(SMALL_IDS if table.reduced else {}),
     )
-    with torch.device(device), default_dtype(table.dtype):
-        model = Qwen2VLForConditionalGeneration(config)
+    model = random_model(lambda: Qwen2VLForConditionalGeneration(config), device, table.dtype)
     return model.eval().requires_grad_(False)
 
 

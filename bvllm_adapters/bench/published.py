@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from bvllm_adapters.hosts.adapter import TOKENIZER
 from bvllm_adapters.hosts.find import find_host, list_hosts
 from bvllm_adapters.hosts.host import HostError
 from bvllm_adapters.hosts.wrap import wrap
+from bvllm_adapters.weights.empty import without_weights
 
 
 def hosts_with_sizes() -> dict[str, Any]:
@@ -49,24 +49,33 @@ def build(
         raise ValueError(f"host: got {name!r}, wanted one of {sorted(hosts)}")
     host = hosts[name]
     model_class, config, processor = host.parts(name, {**host.published[name], **(sizes or {})})
-    with torch.device(device), default_dtype(dtype):
-        model = model_class(config)
-        if not hasattr(model, TOKENIZER):
+    model = random_model(lambda: model_class(config), device, dtype)
+    if not hasattr(model, TOKENIZER):
+        with torch.device(device):
             wrap(model)
     model.eval().requires_grad_(False)
     return model, processor
 
 
+def random_model(make: Callable[[], Any], device: torch.device | str, dtype: torch.dtype) -> Any:
+    """The model that `make` makes, with random weights that are made where they are to be and in
+    their dtype from the beginning."""
+    model = without_weights(make)
+    filled: dict[int, torch.nn.Parameter] = {}  # by what they stand for, as some may be tied
+    for module in model.modules():
+        for name, weight in list(module.named_parameters(recurse=False)):
+            if id(weight) not in filled:
+                made = torch.empty(weight.shape, device=device, dtype=dtype)
+                made = made.normal_(std=0.02) if weight.dim() > 1 else made.fill_(1)
+                filled[id(weight)] = torch.nn.Parameter(made)
+            setattr(module, name, filled[id(weight)])
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            computed = torch.zeros(buffer.shape) if buffer.is_meta else buffer
+            module.register_buffer(
+                name, computed.to(device), name not in module._non_persistent_buffers_set
+            )
+    return model
+
+
 def weights_bytes(model: torch.nn.Module) -> int:
     return sum(weight.nbytes for weight in model.parameters())
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Weights that are made inside are of this dtype from the beginning."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)

@@ -104,7 +104,9 @@ def load_adapter(
             f"adapter: {folder} is of format {about.get('format')!r}, wanted {ADAPTER_FORMATS[-1]}"
         )
     names = names_of(base)
-    if about.get("host") not in names:
+    if not isinstance(about.get("host"), str):
+        raise CheckpointError(f"{folder / ADAPTER_FILE}: host: got {about.get('host')!r}, no name")
+    if about["host"] not in names:
         raise ValueError(
             f"adapter: {folder} belongs to a {about.get('host')}, wanted one for a {names[0]}"
         )

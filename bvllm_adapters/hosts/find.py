@@ -13,10 +13,12 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 from torch import nn
 
 from bvllm_adapters.hosts.base import base_model
 from bvllm_adapters.hosts.host import API, Host, HostError
+from bvllm_adapters.weights.json_file import blamed
 
 GROUP = "bvllm_adapters.hosts"
 _NEXT = (
@@ -148,4 +150,8 @@ def processor_of(model: nn.Module) -> Any:
             "processor: got None, and the model was not loaded from a folder that still holds "
             "one; wanted processor="
         )
-    return host_of(base).processor(folder)
+    host = host_of(base)
+    processor = host.processor(folder)
+    with blamed(f"{folder}: processor"):  # settings that it was made with, but cannot work by
+        host.pixels(processor, np.zeros((1, 32, 32, 3), np.uint8))
+    return processor

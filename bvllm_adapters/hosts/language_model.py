@@ -15,11 +15,23 @@ import logging
 import re
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bvllm_adapters.weights.json_file import CheckpointError, blamed, read_json
+from bvllm_adapters.weights.sizes import check_kinds
+
+# Kinds of settings that transformers has no defaults of.
+_GENERATION = {
+    **dict.fromkeys("temperature top_p repetition_penalty length_penalty".split(), 1.0),
+    **dict.fromkeys("top_k max_length max_new_tokens min_length num_beams".split(), 1),
+    **dict.fromkeys("do_sample use_cache output_scores output_logits".split(), False),
+    **dict.fromkeys("output_attentions output_hidden_states".split(), False),
+    "return_dict_in_generate": False,
+}
 TESTED = (5, 24)  # the newest transformers that the tests have passed with, as in constraints.txt
 CACHE_NAMES = ("cache", "past_key_values")
 
@@ -69,6 +81,35 @@ def one_cache(cache: Any, past_key_values: Any) -> Any:
     if cache is not None and past_key_values is not None and cache is not past_key_values:
         raise ValueError("cache: got it beside past_key_values, wanted one of them")
     return past_key_values if cache is None else cache
+
+
+def read_generation_config(file: Path, default: Any = None) -> Any:
+    """generation_config.json of a checkpoint.
+
+    Settings of sampling that it does not switch on are left out, since such a file, as published
+    ones are, could not be saved again.
+
+    Args:
+        default: where there is no such file.
+
+    Raises:
+        CheckpointError: for a file that cannot be read, or values of the wrong kind.
+    """
+    from transformers import GenerationConfig
+
+    if not file.is_file():
+        return default
+    values = read_json(file)
+    check_kinds(file, values, GenerationConfig().to_dict() | _GENERATION)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = values.get(name)
+        ids = value if isinstance(value, list) else [value]
+        if not all(each is None or (type(each) is int and 0 <= each < 2**31) for each in ids):
+            raise CheckpointError(f"{file}: {name}: got {value!r}, wanted ids of words")
+    if not values.get("do_sample"):
+        values = {k: v for k, v in values.items() if k not in ("temperature", "top_p", "top_k")}
+    with blamed(file):
+        return GenerationConfig.from_dict(values)
 
 
 def language_class(model: Any) -> Any:

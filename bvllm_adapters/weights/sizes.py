@@ -7,6 +7,7 @@ it looks for any other name on the hub, and runs what it finds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ MOST_PIXELS = 4096  # of a side of an image
 MOST_NUMBER = 2**40  # of any kind
 # Each needs a tensor at least.
 _LAYERS = frozenset(
-    "num_hidden_layers qformer_layers num_layers n_layer depth "
+    "num_hidden_layers qformer_layers num_layers n_layer depth depths layers "
     "num_local_experts num_experts".split()
 )
 # Each shows in a tensor's shape.
@@ -28,9 +29,10 @@ _WIDTHS = frozenset(
     "hidden_size intermediate_size vocab_size embed_dim encoder_width "
     "mm_hidden_size vision_width llm_width qformer_width qformer_ffn_width num_frames "
     "tokens_per_frame num_query num_attention_heads num_key_value_heads qformer_heads num_heads "
-    "head_dim width max_question_tokens".split()
+    "head_dim width widths dim dims embed_dims embedding_size hidden_sizes".split()
 )
 _PIXELS = frozenset("image_size img_size patch_size".split())
+_LAYER_TYPES = ("full_attention", "sliding_attention")
 _IMPLEMENTATIONS = frozenset(
     "eager sdpa flash_attention_2 flash_attention_3 flex_attention grouped_mm batched_mm".split()
 )
@@ -50,6 +52,10 @@ def check_settings(file: Path, values: Mapping[str, Any], shapes: Shapes | None 
     for name, value in _entries(values):
         if name.endswith(("attn_implementation", "experts_implementation")):
             _check_implementation(file, name, value)
+        if name == "is_encoder_decoder" and value not in (False, None):
+            raise CheckpointError(f"{file}: {name}: got {value!r}, wanted a decoder")
+        if name == "layer_types" and isinstance(value, str) and value not in _LAYER_TYPES:
+            raise CheckpointError(f"{file}: {name}: got {value!r}, wanted some of {_LAYER_TYPES}")
         if isinstance(value, bool) or not isinstance(value, int):
             continue
         most = MOST_NUMBER
@@ -59,12 +65,49 @@ def check_settings(file: Path, values: Mapping[str, Any], shapes: Shapes | None 
             most = most_width
         elif name in _PIXELS:
             most = MOST_PIXELS
-        if abs(value) > most:
+        if abs(value) > most or (value < 0 and name in _LAYERS | _WIDTHS | _PIXELS):
             shown = value if abs(value) < 10**30 else "a number of more than 30 digits"
             raise CheckpointError(
-                f"{file}: {name}: got {shown}, wanted {most} at most"
+                f"{file}: {name}: got {shown}, wanted 0 to {most}"
                 + (", as the weights have" if most in (most_layers, most_width) else "")
             )
+
+
+def check_kinds(file: Path, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """CheckpointError for a number, a truth or a text where the default is another of the three.
+
+    Libraries take one for the other without a word: true is 1, and any text is true.
+    """
+    for name, value in values.items():
+        default = defaults.get(name)
+        if isinstance(default, Mapping) and isinstance(value, Mapping):
+            check_kinds(file, value, default)
+        kind, wanted = _kind(value), _kind(default)
+        if None not in (value, default) and wanted is not None and kind != wanted:
+            raise CheckpointError(f"{file}: {name}: got {value!r}, wanted a {wanted}")
+        if kind == "number" and not math.isfinite(value):
+            raise CheckpointError(f"{file}: {name}: got {value!r}, wanted a finite number")
+
+
+def check_present(file: Path, values: object, names: str, of: str = "") -> None:
+    """CheckpointError for settings that a model always says, that no weight's shape tells, and that
+    would be a default's where they are missing.
+
+    Args:
+        names: with spaces between. of: the object in the file that has them, for the message.
+    """
+    said = values if isinstance(values, Mapping) else {}
+    missing = [f"{of}{name}" for name in names.split() if said.get(name) is None]
+    if missing:
+        raise CheckpointError(f"{file}: got no {', '.join(missing)}, wanted the model's")
+
+
+def _kind(value: Any) -> str | None:
+    if isinstance(value, bool):
+        return "truth"
+    if isinstance(value, int | float):
+        return "number"
+    return "text" if isinstance(value, str) else None
 
 
 def _check_implementation(file: Path, name: str, value: Any) -> None:
@@ -85,3 +128,5 @@ def _entries(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         yield str(name), value
         if isinstance(value, Mapping):
             yield from _entries(value)
+        elif isinstance(value, list | tuple):
+            yield from ((str(name), part) for part in value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from torch import Tensor
+from transformers import CLIPVisionConfig
 
-from bvllm_adapters.weights.image_processors import by_pil, clip_processor, squared
+from bvllm_adapters.weights.image_processors import clip_processor, read_image_processor, squared
 from bvllm_adapters.weights.json_file import blamed, read_json
-from bvllm_adapters.weights.sizes import check_settings
+from bvllm_adapters.weights.sizes import check_kinds, check_present, check_settings
 from bvllm_llama_vid.configuration import (
+    EvaSizes,
     LlavaConfig,
+    QFormerSizes,
     clip_config,
     eva_sizes,
     is_eva,
@@ -29,6 +32,18 @@ SYSTEM = (  # of vicuna_v1, with which the published models were trained
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
+# Upstream's own settings, of which transformers knows no default.
+_KINDS = {
+    "mm_vision_select_layer": -2,
+    "mm_vision_select_feature": "patch",
+    "mm_use_im_start_end": False,
+    "mm_use_im_patch_token": False,
+    "num_query": 32,
+    "bert_type": "qformer_pretrain",
+    "image_aspect_ratio": "pad",
+    "mm_vision_config": CLIPVisionConfig().to_dict() | asdict(EvaSizes()),
+    "mm_qformer_config": asdict(QFormerSizes()),
+}
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -44,6 +59,8 @@ def read_config(folder: Path) -> LlavaConfig:
     file = folder / "config.json"
     fields = read_json(file)
     check_settings(file, fields)
+    check_kinds(file, fields, LlavaConfig().to_dict() | _KINDS)
+    check_present(file, fields, "num_attention_heads rms_norm_eps")
     with blamed(file):
         config = LlavaConfig.from_dict(fields)
         config._name_or_path = str(folder)
@@ -127,9 +144,7 @@ def image_processor_of(config: Any, folder: Path) -> Any:
     names += [] if is_eva(config) else [config.mm_vision_tower]
     places = [folder / str(name) for name in names if name]  # an absolute name stays itself
     for place in (*places, folder):
-        file = place / "preprocessor_config.json"
-        if file.is_file():
-            with blamed(file):
-                return by_pil("CLIP").from_pretrained(place, local_files_only=True)
+        if (place / "preprocessor_config.json").is_file():
+            return read_image_processor("CLIP", place)
     sizes: Any = eva_sizes(config) if is_eva(config) else clip_config(config)
     return clip_processor(sizes.image_size, image_mean=list(CLIP_MEAN), image_std=list(CLIP_STD))

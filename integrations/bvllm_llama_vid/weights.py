@@ -10,16 +10,15 @@ import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
 
+from bvllm_adapters.hosts.language_model import read_generation_config
 from bvllm_adapters.weights.checkpoint import CheckpointError, Named, load_strictly
 from bvllm_adapters.weights.empty import without_weights
 from bvllm_adapters.weights.eva import eva_name, resized_positions, without_key_bias
-from bvllm_adapters.weights.json_file import blamed, read_json
+from bvllm_adapters.weights.json_file import blamed
 from bvllm_adapters.weights.merged_lora import merge_lora
 from bvllm_adapters.weights.sizes import Shape, check_settings
 from bvllm_llama_vid.configuration import (
@@ -87,7 +86,9 @@ def load(
     if is_eva(config):
         without_key_bias(model.get_vision_tower(), dtype)
     resize_to_tokenizer(model, folder, base)
-    model.generation_config = generation_config(folder, model.generation_config)
+    model.generation_config = read_generation_config(
+        folder / "generation_config.json", model.generation_config
+    )
     model.eval()  # type: ignore[no-untyped-call]
     return model
 
@@ -132,15 +133,3 @@ def resize_to_tokenizer(model: LlavaLlamaAttForCausalLM, folder: Path, base: Pat
                 with torch.no_grad():
                     words.weight[before:] = words.weight[:before].mean(dim=0)
         return
-
-
-def generation_config(folder: Path, default: Any) -> Any:
-    """The checkpoint's; settings of sampling that it does not switch on are left out, since such
-    a file, as published ones are, could not be saved again."""
-    if not (folder / "generation_config.json").is_file():
-        return default
-    written = read_json(folder / "generation_config.json")
-    if not written.get("do_sample"):
-        written = {k: v for k, v in written.items() if k not in ("temperature", "top_p", "top_k")}
-    with blamed(folder / "generation_config.json"):
-        return GenerationConfig.from_dict(written)

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from bvllm_adapters.balanced_tokenizer import BalancedTokenizer
+from bvllm_adapters.weights.empty import without_weights
 from bvllm_qwen2.configuration import BvllmQwen2Config, EvaVisionConfig, VisionConfig
 from bvllm_qwen2.modeling import BvllmQwen2ForConditionalGeneration
 from bvllm_qwen2.processing import BvllmQwen2Processor, image_processor_for
@@ -74,8 +75,7 @@ def build(
     processor.max_question_tokens = settings.max_question_tokens
     if settings.vocabulary is not None:
         processor.question_vocabulary = [*settings.vocabulary]
-    with torch.device("meta"):
-        model = BvllmQwen2ForConditionalGeneration(config)
+    model = without_weights(lambda: BvllmQwen2ForConditionalGeneration(config))
     model.language_model = llm
     model.vision_tower.encoder = encoder
     model.vision_tower.freeze()

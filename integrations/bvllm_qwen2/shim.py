@@ -19,7 +19,8 @@ from bvllm_adapters.hosts.tiny_tokenizer import tiny_tokenizer
 from bvllm_adapters.hosts.turns import messages, special_tokens, turns_of
 from bvllm_adapters.question import pad, without
 from bvllm_adapters.weights.device import device_of
-from bvllm_adapters.weights.json_file import blamed
+from bvllm_adapters.weights.image_processors import check_image_processor
+from bvllm_adapters.weights.json_file import blamed, read_json
 from bvllm_qwen2.chat import VIDEO_TOKEN
 from bvllm_qwen2.configuration import BvllmQwen2Config
 from bvllm_qwen2.modeling import BvllmQwen2ForConditionalGeneration
@@ -55,10 +56,17 @@ class BvllmQwen2Host:
         return self.load(DEMO, dtype=torch.float32), self.processor(DEMO)
 
     def processor(self, folder: Path) -> BvllmQwen2Processor:
+        file = folder / "processor_config.json"
+        if not file.is_file():  # as the image processor alone was once saved
+            file = folder / "preprocessor_config.json"
+        values = read_json(file)
+        values = values.get("image_processor", values)
         with blamed(f"{folder}: processor"):
             processor: BvllmQwen2Processor = BvllmQwen2Processor.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
+            processor.tokenizer("What?")  # settings that it was made with, but cannot work by
+        check_image_processor(file, values, processor.image_processor)
         return processor
 
     def parts(self, name: str, fields: Mapping[str, Any]) -> tuple[Any, Any, Any]:

@@ -13,6 +13,7 @@ from bvllm_adapters.config import FrameFeature
 from bvllm_adapters.features import frame_and_patches
 from bvllm_adapters.weights.device import device_of
 from bvllm_adapters.weights.eva import build_eva
+from bvllm_adapters.weights.image_models import timm_model
 from bvllm_adapters.weights.towers import hidden_state
 from bvllm_qwen2.configuration import (
     BvllmQwen2Config,
@@ -94,11 +95,10 @@ class TimmTokens(nn.Module):
 
     def __init__(self, config: TimmVisionConfig) -> None:
         super().__init__()
-        import timm  # here, since importing it takes seconds and most need it not
-
-        model: Any = timm.create_model(
-            config.architecture, pretrained=False, num_classes=0, **config.model_args
-        )
+        try:
+            model: Any = timm_model(config.architecture, config.model_args)
+        except ValueError as error:
+            raise ValueError(f"vision_config.architecture, .model_args: {error}") from error
         self.prefix = int(getattr(model, "num_prefix_tokens", hasattr(model, "cls_token")))
         for name, got, wanted in (
             ("hidden_size", config.hidden_size, model.num_features),

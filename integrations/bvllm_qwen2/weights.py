@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import GenerationConfig
 
+from bvllm_adapters.hosts.language_model import read_generation_config
 from bvllm_adapters.weights.checkpoint import (
     load_strictly,
     read_pickle,
@@ -20,8 +20,8 @@ from bvllm_adapters.weights.checkpoint import (
 from bvllm_adapters.weights.empty import without_weights
 from bvllm_adapters.weights.eva import eva_name, resized_positions, without_key_bias
 from bvllm_adapters.weights.json_file import blamed, read_json
-from bvllm_adapters.weights.sizes import check_settings
-from bvllm_qwen2.configuration import BvllmQwen2Config, EvaVisionConfig
+from bvllm_adapters.weights.sizes import check_kinds, check_present, check_settings
+from bvllm_qwen2.configuration import BvllmQwen2Config, EvaVisionConfig, TimmVisionConfig
 from bvllm_qwen2.modeling import BvllmQwen2ForConditionalGeneration
 from bvllm_qwen2.vision_tower import build_eva_tower
 
@@ -50,6 +50,11 @@ def load(
     file, files = folder / "config.json", weight_files(folder)
     fields = read_json(file)
     check_settings(file, fields, dict(read_shapes(files)))
+    check_kinds(file, fields, BvllmQwen2Config().to_dict())
+    heads = "num_attention_heads"
+    check_present(file, fields.get("text_config"), f"{heads} rms_norm_eps", "text_config.")
+    if (fields.get("vision_config") or {}).get("model_type") != TimmVisionConfig.model_type:
+        check_present(file, fields.get("vision_config"), heads, "vision_config.")
     with blamed(file):
         config = BvllmQwen2Config.from_dict(fields)
         config.name_or_path = str(folder)
@@ -68,11 +73,9 @@ def load(
         model.tie_weights()
     without_key_bias(model.vision_tower.encoder, dtype)
     model.config.dtype = dtype
-    settings = folder / "generation_config.json"
-    if settings.is_file():
-        values = read_json(settings)
-        with blamed(settings):
-            model.generation_config = GenerationConfig.from_dict(values)
+    model.generation_config = read_generation_config(
+        folder / "generation_config.json", model.generation_config
+    )
     model.freeze()
     model.eval()  # type: ignore[no-untyped-call]
     return model

@@ -23,7 +23,7 @@ from transformers import (
 from bvllm_adapters.hosts.language_model import CACHE_NAMES
 from bvllm_adapters.weights.checkpoint import has_weights, read_shapes, weight_files
 from bvllm_adapters.weights.json_file import blamed, read_json
-from bvllm_adapters.weights.sizes import check_settings
+from bvllm_adapters.weights.sizes import check_kinds, check_settings
 
 TowerConfig = CLIPVisionConfig | SiglipVisionConfig
 
@@ -48,6 +48,15 @@ class Videollama2LlamaConfig(LlamaConfig):
     keys_to_ignore_at_inference = list(CACHE_NAMES)  # noqa: RUF012
 
 
+# Fields of mm_qformer_config that size the Q-Formers, as their published configs name them.
+QFORMER = {
+    "hidden_size": "qformer_width",
+    "num_hidden_layers": "qformer_layers",
+    "num_attention_heads": "qformer_heads",
+    "intermediate_size": "qformer_ffn_width",
+    "cross_attention_frequency": "cross_attention_frequency",
+    "vocab_size": "vocab_size",
+}
 _LARGE = {
     "model_type": "clip_vision_model",
     "hidden_size": 1024,
@@ -105,6 +114,7 @@ def _found_fields(name: str, folder: Path | None) -> dict[str, Any]:
     fields = read_json(file)
     shapes = dict(read_shapes(weight_files(folder))) if has_weights(folder) else None
     check_settings(file, fields, shapes)
+    check_kinds(file, fields, CLIPVisionConfig().to_dict())
     if "vision_config" not in fields:
         return fields
     # A whole CLIP or SigLIP: its vision half, of which only what differs from the default is said.

@@ -16,8 +16,13 @@ from torch import Tensor
 from bvllm_adapters.checks import check_count
 from bvllm_adapters.hosts.turns import messages
 from bvllm_adapters.question import without
-from bvllm_adapters.weights.image_processors import by_pil, clip_processor, squared
-from bvllm_adapters.weights.json_file import blamed, read_json
+from bvllm_adapters.weights.image_processors import (
+    by_pil,
+    clip_processor,
+    read_image_processor,
+    squared,
+)
+from bvllm_adapters.weights.json_file import CheckpointError, blamed, read_json
 from bvllm_adapters.weights.sizes import check_settings
 from bvllm_videollama2.prompts import SYSTEM, TAGS, WITH_SYSTEM, Kind, text_tokenizer
 
@@ -87,8 +92,7 @@ def image_processor_for(config: Any, folder: str | Path | None = None) -> Any:
     """
     family = "Siglip" if config.model_type == "siglip_vision_model" else "CLIP"
     if folder is not None and (Path(folder) / "preprocessor_config.json").is_file():
-        with blamed(Path(folder) / "preprocessor_config.json"):
-            return by_pil(family).from_pretrained(folder, local_files_only=True)
+        return read_image_processor(family, Path(folder))
     if family == "Siglip":
         return by_pil(family)(size={"height": config.image_size, "width": config.image_size})
     return clip_processor(config.image_size)
@@ -160,6 +164,11 @@ class Videollama2Processor:
         if system is not None and self.system is not None:  # in the marks that upstream's is in
             system = f"<<SYS>>\n{system}\n<</SYS>>"
         begin = self.system if system is None else system
+        if not self.tokenizer.chat_template:
+            raise CheckpointError(
+                f"{self.tokenizer.name_or_path}: the tokenizer has no chat template, wanted one in "
+                "its tokenizer_config.json or chat_template.jinja"
+            )
         try:
             text: str = self.tokenizer.apply_chat_template(
                 messages(turns, begin), tokenize=False, add_generation_prompt=True

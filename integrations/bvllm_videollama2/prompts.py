@@ -64,6 +64,8 @@ def text_tokenizer(folder: str) -> Any:
     from transformers import AutoTokenizer, PreTrainedConfig
 
     with blamed(f"{folder}: tokenizer"):
-        return AutoTokenizer.from_pretrained(
+        tokenizer: Any = AutoTokenizer.from_pretrained(
             folder, config=PreTrainedConfig(), local_files_only=True, trust_remote_code=False
         )
+        tokenizer("What?")  # settings that it was made with, but cannot work by
+        return tokenizer

@@ -23,8 +23,10 @@ from bvllm_adapters.hosts.turns import special_tokens, turns_of
 from bvllm_adapters.question import QuestionTokenizer, pad, without
 from bvllm_adapters.weights.device import device_of
 from bvllm_adapters.weights.hub import inside
+from bvllm_adapters.weights.json_file import blamed
 from bvllm_adapters.weights.towers import has_cls
 from bvllm_videollama2.calls import Calls
+from bvllm_videollama2.configuration import QFORMER
 from bvllm_videollama2.frame_features import frame_features, frames_of, look
 from bvllm_videollama2.inputs import (
     PLACEHOLDERS,
@@ -39,16 +41,6 @@ from bvllm_videollama2.published import PUBLISHED, parts
 if TYPE_CHECKING:
     from bvllm_videollama2.preprocessing import Videollama2Processor
     from bvllm_videollama2.training import Videollama2Training
-
-# Fields of mm_qformer_config that size the Q-Formers, as their published configs name them.
-_QFORMER = {
-    "hidden_size": "qformer_width",
-    "num_hidden_layers": "qformer_layers",
-    "num_attention_heads": "qformer_heads",
-    "intermediate_size": "qformer_ffn_width",
-    "cross_attention_frequency": "cross_attention_frequency",
-    "vocab_size": "vocab_size",
-}
 
 
 class Overrides(Calls):
@@ -140,15 +132,16 @@ class Videollama2Host:
         if tower is None:
             raise ValueError("model: got a language model alone, wanted one with a vision tower")
         given = getattr(model.config, "mm_qformer_config", None) or {}
-        sizes = {ours: given[theirs] for theirs, ours in _QFORMER.items() if theirs in given}
+        sizes = {ours: given[theirs] for theirs, ours in QFORMER.items() if theirs in given}
         if getattr(model.config, "mm_qformer_vocab", None) is not None:
             sizes.setdefault("vocab_size", self.question_tokenizer(model, 256).vocab_size)
-        return BalancedTokenizerConfig(
-            vision_width=model.config.mm_hidden_size,
-            llm_width=model.config.hidden_size,
-            frame_feature="cls" if has_cls(tower.vision_tower) else "mean",
-            **sizes,
-        )
+        with blamed(f"{model.name_or_path or 'the model'}: config: mm_qformer_config"):
+            return BalancedTokenizerConfig(
+                vision_width=model.config.mm_hidden_size,
+                llm_width=model.config.hidden_size,
+                frame_feature="cls" if has_cls(tower.vision_tower) else "mean",
+                **sizes,
+            )
 
     def question_tokenizer(self, model: Any, max_length: int) -> QuestionTokenizer:
         """With the checkpoint's own vocabulary, if it brings one."""

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import CLIPVisionConfig
 
+from bvllm_adapters.hosts.language_model import read_generation_config
 from bvllm_adapters.weights.checkpoint import (
     Named,
     has_weights,
@@ -29,13 +30,21 @@ from bvllm_adapters.weights.empty import without_weights
 from bvllm_adapters.weights.hub import local_folder, named_folder
 from bvllm_adapters.weights.json_file import CheckpointError, blamed, read_json
 from bvllm_adapters.weights.merged_lora import merge_lora
-from bvllm_adapters.weights.sizes import Shapes, check_settings
-from bvllm_videollama2.configuration import tower_folder
+from bvllm_adapters.weights.sizes import Shapes, check_kinds, check_present, check_settings
+from bvllm_videollama2.configuration import QFORMER, tower_folder
 from bvllm_videollama2.experts import together
 from bvllm_videollama2.modeling import MODELS, Videollama2MetaForCausalLM
 
 log = logging.getLogger("bvllm_adapters")
 
+# Upstream's own settings, of which transformers knows no default.
+_KINDS = {
+    "mm_vision_select_layer": -2,
+    "mm_vision_select_feature": "patch",
+    "num_frames": 8,
+    "mm_vision_config": CLIPVisionConfig().to_dict(),
+    "mm_qformer_config": dict.fromkeys(QFORMER, 1),
+}
 TOWER = "model.vision_tower.vision_tower."
 PROJECTOR_FILES = ("mm_projector.safetensors", "mm_projector.bin")
 NON_LORA_FILES = ("non_lora_trainables.safetensors", "non_lora_trainables.bin")
@@ -82,11 +91,9 @@ def load(
     fill(model, tensors, dtype=dtype, source=str(folder))
     if lora:
         merge_lora(model, folder)
-    settings = folder / "generation_config.json"
-    if settings.is_file():
-        values = read_json(settings)
-        with blamed(settings):
-            model.generation_config = GenerationConfig.from_dict(values)
+    model.generation_config = read_generation_config(
+        folder / "generation_config.json", model.generation_config
+    )
     model.eval()  # type: ignore[no-untyped-call]
     return model
 
@@ -107,6 +114,8 @@ def empty_model(folder: Path, shapes: Shapes) -> Videollama2MetaForCausalLM:
                 f"architectures: got {names[0]} in {file}, wanted one of {list(MODELS)}"
             )
         cls = MODELS[names[0]]
+        check_kinds(file, fields, cls.config_class().to_dict() | _KINDS)  # type: ignore[misc]
+        check_present(file, fields, "num_attention_heads rms_norm_eps")
         fields.pop("model_type", None)  # "videollama2" is an alias of "videollama2_mistral"
         config = cls.config_class.from_dict(fields)  # type: ignore[union-attr]
         config.name_or_path = str(folder)
