@@ -57,7 +57,7 @@ def check_image_processor(file: Path, values: Mapping[str, Any], processor: Any)
         value = getattr(processor, name, None)
         if not isinstance(value, bool) and not (value is None and name == "do_convert_rgb"):
             raise CheckpointError(f"{file}: {name}: got {value!r}, wanted true or false")
-    factor = getattr(processor, "rescale_factor", None)
+    factor: Any = getattr(processor, "rescale_factor", None)
     if not _is_number(factor) or not 0 < factor <= 1:
         raise CheckpointError(f"{file}: rescale_factor: got {factor!r}, wanted a number up to 1")
     for name in ("size", "crop_size"):
@@ -65,7 +65,7 @@ def check_image_processor(file: Path, values: Mapping[str, Any], processor: Any)
         sides = dict(value) if value is not None else {}
         if any(not _is_side(side) for side in sides.values() if side is not None):
             raise CheckpointError(f"{file}: {name}: got {value!r}, wanted pixels up to {MOST_SIDE}")
-    resample = getattr(processor, "resample", None)
+    resample: Any = getattr(processor, "resample", None)
     if not isinstance(resample, int) or isinstance(resample, bool) or not 0 <= resample <= 5:
         raise CheckpointError(f"{file}: resample: got {resample!r}, wanted one of PIL's, 0 to 5")
 
