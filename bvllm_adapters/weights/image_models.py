@@ -66,7 +66,7 @@ def transformers_model(name: str, settings: Mapping[str, Any]) -> nn.Module:
     config_class = CONFIG_MAPPING[name]
     own = set(config_class().to_dict()) - set(PreTrainedConfig().to_dict())
     elsewhere = {field for field in own if any(word in field for word in _ELSEWHERE)}
-    if elsewhere or config_class not in MODEL_MAPPING:
+    if elsewhere or "timm" in name or config_class not in MODEL_MAPPING:
         raise UnknownModel(
             f"got {name!r}, wanted an image model that needs no other from elsewhere"
         )

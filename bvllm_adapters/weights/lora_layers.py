@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bvllm_adapters.weights.checkpoint import CheckpointError, check_same, read_tensors
+from bvllm_adapters.weights.device import device_of
 from bvllm_adapters.weights.json_file import read_json
 from bvllm_adapters.weights.stamped import write_weights
 
@@ -33,7 +34,7 @@ class LoraLayer(nn.Module):
     Args:
         rank: r. alpha: of the scale. dropout: before A, in training.
         width_in, width_out: of the linear layer. Weights are made on `device` in `dtype`; B is
-            zero, so that what comes out is as before.
+            zero, so that what comes out is as before; A is yet to be filled.
     """
 
     def __init__(
@@ -51,7 +52,6 @@ class LoraLayer(nn.Module):
         self.rank, self.alpha, self.dropout = rank, alpha, dropout
         self.lora_A = nn.Parameter(torch.empty(rank, width_in, device=device, dtype=dtype))
         self.lora_B = nn.Parameter(torch.zeros(width_out, rank, device=device, dtype=dtype))
-        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         self.handle: Any = None  # of the hook on the linear layer
 
     def forward(self, x: Tensor, output: Tensor) -> Tensor:
@@ -90,18 +90,24 @@ def add_lora(
     if lacking:
         raise ValueError(f"targets: got {lacking}, wanted names of linear layers of the model")
     for name in targets:
-        linear = linears[name]
-        weight = linear.weight
-        layer = LoraLayer(
-            rank,
-            alpha,
-            dropout,
-            linear.in_features,
-            linear.out_features,
-            device=weight.device,
-            dtype=weight.dtype if weight.is_floating_point() else torch.float32,
-        )
-        _put(linear, layer.train(linear.training))
+        layer = _beside(linears[name], rank, alpha, dropout)
+        nn.init.kaiming_uniform_(layer.lora_A, a=math.sqrt(5))
+
+
+def _beside(linear: Any, rank: int, alpha: float, dropout: float) -> LoraLayer:
+    """A LoRA of this linear layer, put there, that is yet to be filled."""
+    floating = linear.weight.is_floating_point()
+    layer = LoraLayer(
+        rank,
+        alpha,
+        dropout,
+        linear.in_features,
+        linear.out_features,
+        device=device_of(linear),
+        dtype=linear.weight.dtype if floating else torch.float32,
+    )
+    _put(linear, layer.train(linear.training))
+    return layer
 
 
 def _put(linear: nn.Module, layer: LoraLayer) -> None:
@@ -225,8 +231,11 @@ def load_lora(model: nn.Module, folder: Path) -> None:
     widest = max(max(linears[name].weight.shape) for name in first)
     if rank > widest:
         raise CheckpointError(f"{folder / FILE}: got rank {rank}, wanted {widest} at most")
-    add_lora(model, list(first), rank=rank, alpha=alpha, dropout=dropout)
+    if lora_layers(model):
+        raise ValueError("model: got one with a LoRA of an adapter, wanted one without")
     try:
+        for name in first:
+            _beside(linears[name], rank, alpha, dropout)
         copy_lora(model, folder)
     except BaseException:
         take_out(model)
