@@ -105,7 +105,7 @@ class Counter:
 
         text = empty(len(tokenizer.question_tokenizer(self.setting.question)), dtype=torch.int64)
         by_scores = tokenizer.config.frame_count != "fixed"
-        choices = Selection.of(_one_hot(trace, one_each=by_scores or frames == 1))
+        choices = Selection.whole(_chosen(trace, one_each=by_scores or frames == 1), frames)
         flops = 0
         if tokenizer.frame_selector is not None and frames > 1:
             cls = empty(frames, feature.shape[1], dtype=tokenizer.dtype)
@@ -113,12 +113,17 @@ class Counter:
             # How many frames are chosen may follow from values, which there are none of here.
             read = getattr(tokenizer.frame_selector, "scores", tokenizer.frame_selector)
             _, flops = shape_of(lambda: read(cls, text, seconds=seconds))
-        work["selector"] = Work(flops, choices.weights.nbytes)
+        row = choices.frame[0].nbytes
+        if tokenizer.frame_selector is not None and not by_scores and frames > 1:
+            # Queries choose by a weight for each frame.
+            choices = Selection(choices.weights, choices.size)
+            row = choices.weights[0].nbytes
+        work["selector"] = Work(flops, len(choices) * row)
 
         flops = 0
         if tokenizer.temporal_merger is not None:  # of values, since what is equal is merged
             _, flops = flops_of(lambda: tokenizer.temporal_merger(choices))
-        work["merge"] = Work(flops, chosen * choices.weights[0].nbytes)
+        work["merge"] = Work(flops, chosen * row)
 
         mixed = empty(chosen, *patches.shape[1:], dtype=tokenizer.dtype)
         sampled, flops = mixed, 0
@@ -162,8 +167,11 @@ class Counter:
         else:
             choices = [config.num_frames / chosen] * chosen
         at = [i * frames // chosen for i in range(chosen)]
-        (shares,) = prompt_shares([(chosen, config.tokens_per_frame)], [choices], budget)
         (_, patches), _ = self.look(1)
+        each = config.tokens_per_frame
+        if self.tokenizer.spatial_sampler is None:
+            each = patches.shape[1]
+        (shares,) = prompt_shares([(chosen, each)], [choices], budget)
         room = Encoding().device_bytes + Encoding().host_bytes
         kept = frames <= KEEP_FRAMES and frames * patches.nbytes <= room
         passes = chosen if config.scout is not None else frames if kept else frames + chosen
@@ -204,14 +212,13 @@ def _in_chunks(look: Callable[[int], tuple[Any, int]], frames: int) -> int:
     return frames * each + -(-frames // CHUNK) * (one - each)
 
 
-def _one_hot(trace: Trace, *, one_each: bool) -> Tensor:
-    """(K, T) the choices that were made; one of each frame where it is not queries that choose, or
-    where there is but one frame."""
-    at = [
-        frame.frame
-        for frame in trace.frames
-        for _ in range(1 if one_each else max(1, round(frame.choices)))
-    ]
-    weights = torch.zeros(len(at), trace.frames_decoded)
-    weights[torch.arange(len(at)), at] = 1
-    return weights
+def _chosen(trace: Trace, *, one_each: bool) -> Tensor:
+    """(K,) the frames of the choices that were made; one of each frame where it is not queries that
+    choose, or where there is but one frame."""
+    return torch.tensor(
+        [
+            frame.frame
+            for frame in trace.frames
+            for _ in range(1 if one_each else max(1, round(frame.choices)))
+        ]
+    )
