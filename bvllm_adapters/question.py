@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import torch
@@ -51,10 +51,27 @@ class QuestionTokenizer:
         return torch.tensor([self._cls, *ids, self._sep])
 
 
+@lru_cache(maxsize=8)
+def question_tokenizer(max_length: int, vocabulary: tuple[str, ...] | None) -> QuestionTokenizer:
+    """The one of these settings, made once: to know the words of a vocabulary takes a while."""
+    return QuestionTokenizer(max_length, vocabulary)
+
+
+def own_words(vocabulary: str | Path | Sequence[str]) -> tuple[str, ...] | None:
+    """What a config's `vocabulary` says of the words of a checkpoint; None: the bundled ones."""
+    given = isinstance(vocabulary, str | Path)
+    words = _words_of(Path(vocabulary)) if given else tuple(vocabulary)  # type: ignore[arg-type]
+    return None if words == _words_of(VOCABULARY) else words
+
+
+def _words_of(file: Path) -> tuple[str, ...]:
+    words = file.read_text(encoding="utf-8").splitlines()
+    return tuple(words) if "[DEC]" in words else (*words, "[DEC]")
+
+
 @cache
 def _word_piece_of(file: Path) -> Tokenizer:
-    words = file.read_text(encoding="utf-8").splitlines()
-    return word_piece(words if "[DEC]" in words else [*words, "[DEC]"])
+    return word_piece(_words_of(file))
 
 
 def word_piece(words: Sequence[str]) -> Tokenizer:

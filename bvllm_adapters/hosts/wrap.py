@@ -142,6 +142,7 @@ def wrap(
     else:
         tokenizer = BalancedTokenizer(config or replace(fitting, max_tokens=max_tokens))
         log.warning("the BalancedTokenizer is untrained: its weights are random, train or load one")
+    tokenizer.config = tokenizer.config.with_words_of(fitting)
     for name in ("vision_width", "llm_width"):
         got, wanted = getattr(tokenizer.config, name), getattr(fitting, name)
         if got != wanted:
@@ -183,9 +184,6 @@ def install(base: nn.Module, host: Host, tokenizer: BalancedTokenizer) -> None:
     """Make `base` a wrapped model of this host with this tokenizer, in place."""
     replaced = getattr(base, TOKENIZER, None)
     tokenizer.train(base.training)
-    if hasattr(host, "question_tokenizer"):
-        most = tokenizer.config.max_question_tokens
-        tokenizer.question_tokenizer = host.question_tokenizer(base, most)
     setattr(base, TOKENIZER, _beside_embeddings(tokenizer, base))
     # Kept out of nn.Module's books: it is no part of the wrapped model and not in its state_dict.
     base.__dict__["_bvllm_replaced"] = replaced

@@ -17,7 +17,7 @@ from bvllm_adapters.features import VisualTokens
 from bvllm_adapters.hosts.host import OwnWay
 from bvllm_adapters.hosts.language_model import bare_language_model
 from bvllm_adapters.hosts.splice import placeholder_rows, splice
-from bvllm_adapters.question import QuestionTokenizer, pad
+from bvllm_adapters.question import own_words, pad
 from bvllm_adapters.weights.device import device_of
 from bvllm_adapters.weights.towers import has_cls
 from bvllm_videollama2.calls import Calls
@@ -130,27 +130,24 @@ class Videollama2Host:
     def config(self, model: Any) -> BalancedTokenizerConfig:
         """The paper's settings in this model's widths.
 
-        config.json's `mm_qformer_config` and `mm_qformer_vocab` give other Q-Formers.
+        config.json's `mm_qformer_config` and `mm_qformer_vocab` give other Q-Formers and words.
         """
         tower = model.get_vision_tower()
         if tower is None:
             raise ValueError("model: got a language model alone, wanted one with a vision tower")
         given = getattr(model.config, "mm_qformer_config", None) or {}
         sizes = {ours: given[theirs] for theirs, ours in _QFORMER.items() if theirs in given}
-        if getattr(model.config, "mm_qformer_vocab", None) is not None:
-            sizes.setdefault("vocab_size", self.question_tokenizer(model, 256).vocab_size)
+        words = getattr(model.config, "mm_qformer_vocab", None)
+        if words is not None:
+            sizes["vocabulary"] = own_words(Path(str(model.name_or_path)) / words)
+        if sizes.get("vocabulary") is not None:
+            sizes["vocab_size"] = len(sizes["vocabulary"])
         return BalancedTokenizerConfig(
             vision_width=model.config.mm_hidden_size,
             llm_width=model.config.hidden_size,
             frame_feature="cls" if has_cls(tower.vision_tower) else "mean",
             **sizes,
         )
-
-    def question_tokenizer(self, model: Any, max_length: int) -> QuestionTokenizer:
-        """With the checkpoint's own vocabulary, if it brings one."""
-        name = getattr(model.config, "mm_qformer_vocab", None)
-        vocabulary = None if name is None else Path(str(model.name_or_path)) / name
-        return QuestionTokenizer(max_length, vocabulary)
 
     def tower(self, model: Any) -> nn.Module:
         tower: nn.Module = model.get_vision_tower()
