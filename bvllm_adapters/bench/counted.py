@@ -126,11 +126,7 @@ class Counter:
         work["merge"] = Work(flops, chosen * row)
 
         mixed = empty(chosen, *patches.shape[1:], dtype=tokenizer.dtype)
-        sampled, flops = mixed, 0
-        if tokenizer.spatial_sampler is not None:
-            texts = text.expand(chosen, -1)
-            mask = empty(*texts.shape, dtype=torch.bool)
-            sampled, flops = shape_of(lambda: tokenizer.spatial_sampler(mixed, texts, mask))
+        sampled, flops = self._sampled(mixed, len(text))
         work["sampler"] = Work(flops, sampled.nbytes)
 
         shares = [frame.tokens for frame in trace.frames if frame.tokens]
@@ -160,18 +156,19 @@ class Counter:
         """Of an answer in which as many frames are chosen as may be, about equally often."""
         config = self.tokenizer.config
         budget = config.max_tokens if max_tokens is None else max_tokens
-        chosen = min(frames, config.frames_within(budget))
-        if config.frame_count == "fixed":
+        every = self.tokenizer.frame_selector is None
+        chosen = frames if every else min(frames, config.frames_within(budget))
+        if every:
+            choices = [1.0] * frames
+        elif config.frame_count == "fixed":
             edges = [i * config.num_frames // chosen for i in range(chosen + 1)]
             choices = [float(end - begin) for begin, end in pairwise(edges)]
         else:
             choices = [config.num_frames / chosen] * chosen
         at = [i * frames // chosen for i in range(chosen)]
         (_, patches), _ = self.look(1)
-        each = config.tokens_per_frame
-        if self.tokenizer.spatial_sampler is None:
-            each = patches.shape[1]
-        (shares,) = prompt_shares([(chosen, each)], [choices], budget)
+        each = self._sampled(empty(1, *patches.shape[1:], dtype=self.tokenizer.dtype), 2)[0]
+        (shares,) = prompt_shares([(chosen, each.shape[1])], [choices], budget)
         room = Encoding().device_bytes + Encoding().host_bytes
         kept = frames <= KEEP_FRAMES and frames * patches.nbytes <= room
         passes = chosen if config.scout is not None else frames if kept else frames + chosen
@@ -186,6 +183,14 @@ class Counter:
             seconds={},
             tower_passes=passes,
         )
+
+    def _sampled(self, frames: Tensor, words: int) -> tuple[Tensor, int]:
+        """(M, R, H) tokens of (M, P, C) frames and a question of so many words, and the FLOPs."""
+        sampler = self.tokenizer.spatial_sampler
+        if sampler is None:
+            return frames, 0
+        text, mask = (empty(len(frames), words, dtype=kind) for kind in (torch.int64, torch.bool))
+        return shape_of(lambda: sampler(frames, text, mask))
 
     def _read(self, frames: int) -> dict[str, Work]:
         return {

@@ -281,7 +281,7 @@ def _decoded(source: FrameSource, positions: Indices) -> Iterator[Frames]:
 
 def _mark(frame: Frames) -> int:
     """By which a frame in memory is known again; a change is not meant to hide from it."""
-    return zlib.crc32(np.ascontiguousarray(frame))
+    return zlib.crc32(np.ascontiguousarray(frame).data)
 
 
 def _changed(source: FrameSource) -> str:

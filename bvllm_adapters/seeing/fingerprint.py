@@ -51,13 +51,16 @@ def weights_stamp(module: nn.Module | None) -> tuple[Any, ...]:
     """
     if module is None:
         return ()
-    weights = [value for value in module.parameters() if not value.is_meta]
     # Not of buffers: to change the dtype there and back makes them anew.
-    counts = [None if value.is_inference() else value._version for value in weights]
-    weights += [value for value in module.buffers() if not value.is_meta]
+    counts = [
+        None if value.is_inference() else value._version
+        for value in module.parameters()
+        if not value.is_meta
+    ]
     sampled: dict[torch.device, list[Tensor]] = {}
-    for value in weights:
-        if value.numel() and type(value.data) is Tensor:  # not of those that quantise in a class
+    for value in (*module.parameters(), *module.buffers()):
+        # Classes that quantise need not know how to view their bits.
+        if value.numel() and not value.is_meta and type(value.data) is Tensor:
             few = value.data.flatten()[:: -(-value.numel() // SAMPLED)]
             total = few.view(_WHOLE[few.element_size()]).long().sum()
             sampled.setdefault(few.device, []).append(total)

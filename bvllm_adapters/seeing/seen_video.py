@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,14 @@ from bvllm_adapters.hosts.find import host_of, processor_of
 from bvllm_adapters.seeing.encoded_video import EncodedVideo
 from bvllm_adapters.seeing.encoding import Encoding
 from bvllm_adapters.seeing.saved_video import Origin, save_features
-from bvllm_adapters.seeing.seen_by import PIXELS, differences, identity, settings_of, stamps_of
+from bvllm_adapters.seeing.seen_by import (
+    PIXELS,
+    differences,
+    identity,
+    pixels_made,
+    settings_of,
+    stamps_of,
+)
 from bvllm_adapters.seeing.sight import Sight
 from bvllm_adapters.video.read import open_source
 
@@ -49,7 +56,7 @@ class SeenVideo:
 
     def _remember_model(self) -> None:
         """By what the video is seen."""
-        self._settings = settings_of(self.host, self.model, self.processor)
+        self._settings = settings_of(self.host, self.model) | self._pixels()
         self._stamps = stamps_of(self.host, self.model)
 
     @property
@@ -66,10 +73,14 @@ class SeenVideo:
     def _check_seen(self) -> None:
         if not len(self):
             raise ValueError("video: got no frames, wanted at least one; push() some first")
-        self._check_model()
+        self._check_model(self._pixels())
 
-    def _check_model(self) -> None:
-        now = settings_of(self.host, self.model, self.processor)
+    def _pixels(self) -> dict[str, Any]:
+        return pixels_made(self.host, self.processor)
+
+    def _check_model(self, more: Mapping[str, Any]) -> None:
+        """ValueError for one that has changed since; `more` settings are compared than its own."""
+        now = {**settings_of(self.host, self.model), **more}
         for name, before, after in differences(self._settings, now):
             raise ValueError(
                 f"{'processor' if name == PIXELS else 'model'}: got {name} {after}, wanted "
@@ -109,7 +120,7 @@ class SeenVideo:
     def _push(self, frames: Any, seconds: Sequence[float] | None) -> None:
         encoded = self.encoded
         if len(encoded):
-            self._check_model()
+            self._check_model({})  # pixels take as long as a frame does, and are looked at later
         else:
             self._remember_model()
         if encoded.source is not None:

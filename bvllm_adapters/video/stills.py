@@ -72,14 +72,14 @@ def stills_in(source: object) -> Stills:
     if isinstance(source, Image.Image):
         return Stills("image", ["image"], lambda i: _rgb(source, "image"), is_image=True)
     if isinstance(source, list | tuple):
-        source = [*source]  # as it is now
-        for i, image in enumerate(source):
+        images = [*source]  # as they are now
+        for i, image in enumerate(images):
             if not isinstance(image, Image.Image):
                 raise TypeError(f"source[{i}]: got {type(image).__name__}, wanted a PIL image")
-        if not source:
+        if not images:
             raise VideoError("source: got an empty list, wanted at least one image")
-        names = [f"source[{i}]" for i in range(len(source))]
-        return Stills(f"list of {len(source)} images", names, lambda i: _rgb(source[i], names[i]))
+        names = [f"source[{i}]" for i in range(len(images))]
+        return Stills(f"list of {len(images)} images", names, lambda i: _rgb(images[i], names[i]))
     raise TypeError(
         f"source: got {type(source).__name__}, wanted a path, a uint8 array, a PIL image or "
         "a list of PIL images"

@@ -198,6 +198,9 @@ class LlamaVidHost:
     def config(self, model: Any) -> BalancedTokenizerConfig:
         sizes = live_text_sizes(model)
         words = words_of(model)
+        vocabulary: dict[str, Any] = {}
+        if words is not None:
+            vocabulary = {"vocabulary": words, "vocab_size": len(words)}
         return BalancedTokenizerConfig(
             vision_width=model.config.mm_hidden_size,
             llm_width=model.config.hidden_size,
@@ -206,7 +209,7 @@ class LlamaVidHost:
             qformer_heads=sizes.num_attention_heads,
             qformer_ffn_width=sizes.intermediate_size,
             cross_attention_frequency=sizes.cross_attention_freq,
-            **({} if words is None else {"vocabulary": words, "vocab_size": len(words)}),
+            **vocabulary,
         )
 
     def tower(self, model: Any) -> nn.Module:
