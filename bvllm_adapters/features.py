@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -272,9 +273,11 @@ def first_max(x: Tensor) -> Tensor:
     return torch.where(x == x.amax(dim=1, keepdim=True), position, len(position)).amin(dim=1)
 
 
-def in_float32(near: Tensor) -> torch.autocast:
+def in_float32(near: Tensor) -> AbstractContextManager[Any]:
     """Inside the block autocast, which may run around it, leaves float32 on this tensor's device
     alone: what is chosen and merged in training is what evaluation would choose and merge."""
+    if near.is_meta:  # for which there is no autocast
+        return nullcontext()
     return torch.autocast(near.device.type, enabled=False)
 
 

@@ -195,6 +195,11 @@ def test_inside_of_one_graph(step: Callable[[Tensor], Any], given: Tensor) -> No
             assert torch.equal(one, two)
 
 
+def test_shapes_alone_are_merged_on_the_meta_device() -> None:
+    tokens, size = merge_to(torch.empty(6, 33, 32, device="meta"), 5)
+    assert tokens.shape == (6, 5, 32) and size.shape == (6, 5)
+
+
 def test_merging_under_autocast_has_its_gradient() -> None:
     gradients = []
     for around in (nullcontext, autocast):
