@@ -11,18 +11,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_hosts import TINY_HOSTS, wrap_small
 
 import bvllm_adapters as bvllm
 from bvllm_adapters import Encoding
-from bvllm_qwen2.tiny import tiny_model
 
 PUSHES, EACH = 12, 3
 FRAMES = np.random.default_rng(0).integers(0, 256, (PUSHES * EACH, 40, 60, 3), dtype=np.uint8)
 
 
-@pytest.fixture(scope="module")
-def tiny() -> tuple[Any, Any]:
-    return tiny_model()
+@pytest.fixture(scope="module", params=TINY_HOSTS)
+def tiny(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Any, Any]:
+    model, processor = request.param(tmp_path_factory.mktemp("host"))
+    return wrap_small(model), processor
 
 
 @pytest.fixture(autouse=True)

@@ -130,7 +130,8 @@ def _check_state(state: Mapping[str, Tensor]) -> None:
         right = {"rows": value.dtype == torch.int64, "seconds": value.dtype == torch.float64}
         if not right.get(name, value.is_floating_point()) or value.dim() != wanted[name]:
             raise ValueError(f"{name}: got {value.dtype} {tuple(value.shape)}")
-        if not value.numel() or not bool(value.isfinite().all()):
+        # Patches of frames that are never chosen may be infinite in half precision.
+        if not value.numel() or (name != "patches" and not bool(value.isfinite().all())):
             raise ValueError(f"{name}: got nothing, NaN or inf, wanted finite numbers")
     cls, rows, seconds = state["cls"], state["rows"], state["seconds"]
     steps = rows.diff()

@@ -19,7 +19,7 @@ from bvllm_adapters.seeing.fingerprint import weights_fingerprint, weights_stamp
 PIXELS = "pixels of the processor"
 WEIGHTS = "weights of the tower", "weights of the scout"
 PROBED = 64  # pixels of a picture that tell one processor from another
-ROUNDING = 1e-3  # of pixels, by which machines may differ; no setting of a processor does so little
+ROUNDING = 1e-4  # of pixels, by which machines may differ
 
 
 def settings_of(host: Any, model: nn.Module) -> dict[str, Any]:
