@@ -125,6 +125,22 @@ def test_a_stream_of_which_nothing_was_seen_may_begin_with_other_weights(
         stream.push(frames[2:])
 
 
+def test_a_stream_is_seen_by_one_processor(
+    demo: tuple[Any, Any], processor: Any, frames: Any
+) -> None:
+    stream = bvllm.open_video(demo[0], processor=processor, encoding=Encoding(chunk_size=3))
+    stream.push(frames[:1])
+    features = stream.features
+    before = processor.image_processor.image_mean
+    processor.image_processor.image_mean = [0.1, 0.2, 0.3]
+    with pytest.raises(ValueError, match="processor: got pixels of the processor"):
+        stream.push(frames[1:4])  # a chunk, which would be looked at
+    processor.image_processor.image_mean = before
+    assert len(stream) == 1 and torch.equal(stream.features.cls, features.cls)
+    stream.push(frames[1:4])
+    assert len(stream) == 4
+
+
 SETTINGS: dict[str, Any] = {
     "image_mean": [0.1, 0.4, 0.4],
     "image_std": [0.3, 0.3, 0.31],

@@ -39,7 +39,9 @@ class UniformFrames(nn.Module):
     ) -> Selection:
         """(T, C) frame features -> Selection of min(K, T) frames."""
         chosen = min(self.num_frames, len(cls))
-        middles = (torch.arange(chosen, device=cls.device) + 0.5) * len(cls) / chosen
+        middles = (
+            (torch.arange(chosen, dtype=torch.float32, device=cls.device) + 0.5) * len(cls) / chosen
+        )
         return Selection.whole(middles.long(), len(cls))
 
 

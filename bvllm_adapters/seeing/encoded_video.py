@@ -69,6 +69,10 @@ class EncodedVideo:
     def __len__(self) -> int:
         return len(self.seconds)
 
+    def fills_chunk(self, frames: int) -> bool:
+        """Whether so many more that are pushed make a chunk whole, which is looked at then."""
+        return len(self._pending) + frames >= self.options.chunk_size
+
     def fill(
         self, source: FrameSource, path: Path | None = None, progress: Progress | None = None
     ) -> None:

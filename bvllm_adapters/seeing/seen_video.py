@@ -119,10 +119,6 @@ class SeenVideo:
 
     def _push(self, frames: Any, seconds: Sequence[float] | None) -> None:
         encoded = self.encoded
-        if len(encoded):
-            self._check_model({})  # pixels take as long as a frame does, and are looked at later
-        else:
-            self._remember_model()
         if encoded.source is not None:
             raise ValueError(
                 f"frames: got more of {encoded.source.source}, wanted a video opened as a stream"
@@ -138,6 +134,10 @@ class SeenVideo:
             raise ValueError(f"seconds: got {len(times)} times, wanted {len(new)} as frames")
         if not (np.isfinite(times).all() and (np.diff([last, *times]) > 0).all()):
             raise ValueError(f"seconds: got {times} after {last:g}, wanted them to increase")
+        if len(encoded):  # its pixels are looked at a chunk at a time, as are the frames
+            self._check_model(self._pixels() if encoded.fills_chunk(len(new)) else {})
+        else:
+            self._remember_model()
         for frame in new:
             if encoded.shape is not None and frame.shape != encoded.shape:
                 raise ValueError(
