@@ -167,7 +167,7 @@ class BalancedTokenizerConfig:
         if self.vocabulary is not None:
             # JSON knows no tuples.
             object.__setattr__(self, "vocabulary", tuple(self.vocabulary))
-            _check_vocabulary(self.vocabulary, self.vocab_size)
+            check_vocabulary(self.vocabulary, self.vocab_size)
         if isinstance(self.scout, Mapping):  # from JSON
             object.__setattr__(self, "scout", ScoutConfig.from_dict(self.scout))
         if self.scout is not None:
@@ -284,7 +284,8 @@ def _most_chosen(config: BalancedTokenizerConfig, num_frames: int, hard: bool) -
     return min(num_frames, config.most_frames)
 
 
-def _check_vocabulary(words: tuple[str, ...], vocab_size: int) -> None:
+def check_vocabulary(words: tuple[str, ...], vocab_size: int) -> None:
+    """ValueError unless these are WordPieces, and as many."""
     special = {"[PAD]", "[UNK]", "[CLS]", "[SEP]"}
     if not special <= set(words) or words[0] != "[PAD]" or len(set(words)) < len(words):
         raise ValueError(

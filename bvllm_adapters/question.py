@@ -13,6 +13,9 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from torch import Tensor
 
+from bvllm_adapters.config import check_vocabulary
+from bvllm_adapters.weights.checkpoint import CheckpointError
+
 VOCABULARY = Path(__file__).parent / "data" / "bert-base-uncased-vocab.txt"
 PAD = 0
 IGNORED_LABEL = -100
@@ -57,10 +60,18 @@ def question_tokenizer(max_length: int, vocabulary: tuple[str, ...] | None) -> Q
     return QuestionTokenizer(max_length, vocabulary)
 
 
-def own_words(vocabulary: str | Path | Sequence[str]) -> tuple[str, ...] | None:
-    """What a config's `vocabulary` says of the words of a checkpoint; None: the bundled ones."""
-    given = isinstance(vocabulary, str | Path)
-    words = _words_of(Path(vocabulary)) if given else tuple(vocabulary)  # type: ignore[arg-type]
+def own_words(vocabulary: Path | Sequence[str]) -> tuple[str, ...] | None:
+    """What a config's `vocabulary` says of the words of a checkpoint; None: the bundled ones.
+
+    Raises:
+        CheckpointError: a file that cannot be read, or words that are no WordPieces.
+    """
+    try:
+        words = _words_of(vocabulary) if isinstance(vocabulary, Path) else tuple(vocabulary)
+        check_vocabulary(words, len(words))
+    except (OSError, ValueError) as error:
+        name = vocabulary if isinstance(vocabulary, Path) else "vocabulary of the checkpoint"
+        raise CheckpointError(f"{name}: cannot be read ({error})") from error
     return None if words == _words_of(VOCABULARY) else words
 
 

@@ -20,6 +20,7 @@ from bvllm_adapters.hosts.find import host_of
 from bvllm_adapters.question import QuestionTokenizer, own_words
 from bvllm_adapters.training.host import Example, Visual
 from bvllm_adapters.training.samples import Collate
+from bvllm_adapters.weights.checkpoint import CheckpointError
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "who", "walks", "by", "the", "wall", "?")
 OWN: dict[str, Any] = {
@@ -153,6 +154,23 @@ def test_a_checkpoints_words_are_those_of_its_config(host: tuple[Any, Any], tmp_
     bvllm.wrap(bvllm.unwrap(model), adapter=tmp_path)
     assert model.balanced_tokenizer.config.vocabulary == own
     assert torch.equal(model.balanced_tokenizer.question_tokenizer(QUESTION), read)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "No such file"),
+        (b"\xff\xfe\x00", "utf-8"),
+        (b"", "wanted distinct words"),
+        (b"red\ngreen", "wanted distinct words"),
+        ("\n".join([*WORDS, "who"]).encode(), "wanted distinct words"),
+    ],
+)
+def test_a_file_of_other_words_is_named(tmp_path: Path, content: bytes | None, reason: str) -> None:
+    if content is not None:
+        (tmp_path / "words.txt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"words.txt: cannot be read .*{reason}"):
+        own_words(tmp_path / "words.txt")
 
 
 def test_words_of_a_file(tmp_path: Path) -> None:
