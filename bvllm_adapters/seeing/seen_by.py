@@ -17,7 +17,6 @@ from bvllm_adapters.hosts.adapter import tokenizer_of
 from bvllm_adapters.seeing.fingerprint import weights_fingerprint, weights_stamp
 
 PIXELS = "pixels of the processor"
-WEIGHTS = "weights of the tower", "weights of the scout"
 PROBED = 64  # pixels of a picture that tell one processor from another
 ROUNDING = 1e-4  # of pixels, by which machines may differ
 
@@ -54,20 +53,27 @@ def pixels_made(host: Any, processor: Any) -> dict[str, Any]:
 
 def identity(host: Any, model: nn.Module, processor: Any) -> dict[str, Any]:
     """What features must have been made by for this model to read them; as JSON."""
-    scout = tokenizer_of(model).scout
     return {
         "host": type(model).__name__,
         **settings_of(host, model),
         **pixels_made(host, processor),
-        "weights of the tower": weights_fingerprint(host.tower(model)),
-        "weights of the scout": None if scout is None else weights_fingerprint(scout),
+        **{
+            name: None if part is None else weights_fingerprint(part)
+            for name, part in _weighty(host, model)
+        },
     }
 
 
 def stamps_of(host: Any, model: nn.Module) -> dict[str, Any]:
     """What tells, quickly and in this process alone, that weights have been written to."""
-    parts = host.tower(model), tokenizer_of(model).scout
-    return dict(zip(WEIGHTS, map(weights_stamp, parts), strict=True))
+    return {name: weights_stamp(part) for name, part in _weighty(host, model)}
+
+
+def _weighty(host: Any, model: nn.Module) -> list[tuple[str, nn.Module | None]]:
+    return [
+        ("weights of the tower", host.tower(model)),
+        ("weights of the scout", tokenizer_of(model).scout),
+    ]
 
 
 def differences(
