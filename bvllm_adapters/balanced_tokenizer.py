@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -24,17 +25,15 @@ from bvllm_adapters.config import BalancedTokenizerConfig
 from bvllm_adapters.context import generators
 from bvllm_adapters.features import FrameFeatures, Selection, VisualTokens, mix
 from bvllm_adapters.ledger import stage
-from bvllm_adapters.question import QuestionTokenizer, pad
-from bvllm_adapters.weights.checkpoint import load_strictly, read_shapes, read_tensors
+from bvllm_adapters.question import QuestionTokenizer, pad, question_tokenizer
+from bvllm_adapters.weights.checkpoint import load_strictly, read_tensors
 from bvllm_adapters.weights.empty import without_weights
 from bvllm_adapters.weights.hub import local_folder, upload
-from bvllm_adapters.weights.json_file import CheckpointError, blamed
-from bvllm_adapters.weights.sizes import check_settings
+from bvllm_adapters.weights.json_file import blamed
 from bvllm_adapters.weights.stamped import (
     new_stamp,
     plain_weights,
     read_settings,
-    stamp_of,
     write_json,
     write_weights,
 )
@@ -54,6 +53,12 @@ class _FromConfig:
 FROM_CONFIG: Any = _FromConfig()
 
 
+def takes(stage: nn.Module, name: str) -> bool:
+    """Whether a stage's forward() knows an argument that a caller's own stage need not have."""
+    known = inspect.signature(stage.forward).parameters
+    return name in known or any(each.kind is each.VAR_KEYWORD for each in known.values())
+
+
 class BalancedTokenizer(nn.Module):
     """Frames of a video and a question in, a bounded number of visual tokens out.
 
@@ -64,7 +69,8 @@ class BalancedTokenizer(nn.Module):
         config: sizes and settings; what the stages are built from.
         frame_selector, temporal_merger, spatial_sampler, budget_merger, projection: a module of
             the same calling convention instead of the built one, or None to go without: all
-            frames, no merging of frames, all patches, no limit, tokens as they are.
+            frames, no merging of frames, all patches, no limit, tokens as they are. A sampler of
+            one's own needs forward(frames, text_ids, text_mask) alone.
         scout: what gives the features that frames are chosen by: called with the (k, 3, S, S)
             pixels of the tower, and with the tower, it gives (k, C'). None: the tower does.
     """
@@ -86,7 +92,6 @@ class BalancedTokenizer(nn.Module):
                 f"budget_merger: got None, wanted one, as max_tokens={config.max_tokens} is a limit"
             )
         self.config = config
-        self.question_tokenizer = QuestionTokenizer(config.max_question_tokens, config.vocabulary)
         sampled_width = config.vision_width if spatial_sampler is None else config.qformer_width
 
         def part(given: nn.Module | None, build: Callable[[], nn.Module | None]) -> Any:
@@ -171,7 +176,7 @@ class BalancedTokenizer(nn.Module):
         if video.num_frames == 1:
             return Selection.single_frame(self.config.num_frames, video.cls.device)
         limit = {}
-        if self.config.frame_count != "fixed":
+        if self.config.frame_count != "fixed" and takes(self.frame_selector, "max_frames"):
             limit = {"max_frames": self.config.frames_within(max_tokens)}
         selection: Selection = self.frame_selector(
             video.cls.to(self.dtype), text, seconds=video.seconds, generator=generator, **limit
@@ -187,7 +192,9 @@ class BalancedTokenizer(nn.Module):
         """Mix the chosen frames and sample tokens of them: (M, R, H) for each video."""
         sampler: Any = self.spatial_sampler
         # Choices that are soft are mixed of patches that the sampler has prepared, if it does that.
-        prepare: Callable[[Tensor], Tensor] | None = getattr(sampler, "prepare", None)
+        prepare: Callable[[Tensor], Tensor] | None = None
+        if sampler is not None and takes(sampler, "prepared"):
+            prepare = getattr(sampler, "prepare", None)
         dtype = self.dtype
 
         def before(patches: Tensor) -> Tensor:
@@ -242,6 +249,11 @@ class BalancedTokenizer(nn.Module):
         return [video.with_tokens(part) for video, part in zip(tokens, parts, strict=True)]
 
     @property
+    def question_tokenizer(self) -> QuestionTokenizer:
+        """What all questions are read by, whoever asks: of the config's words and limit."""
+        return question_tokenizer(self.config.max_question_tokens, self.config.vocabulary)
+
+    @property
     def dtype(self) -> torch.dtype:
         """Of the learned weights; float32 where there are none."""
         return next((p.dtype for p in self.parameters() if p.is_floating_point()), torch.float32)
@@ -267,9 +279,9 @@ class BalancedTokenizer(nn.Module):
                     f"features[{i}].patches: got width {video.patches.shape[2]}, "
                     f"wanted vision_width={wanted}"
                 )
-        texts = []
+        texts, tokenize = [], self.question_tokenizer
         for i, (video, question) in enumerate(zip(features, questions, strict=True)):
-            ids = self.question_tokenizer(question) if isinstance(question, str) else question
+            ids = tokenize(question) if isinstance(question, str) else question
             if not isinstance(ids, Tensor) or ids.dim() != 1 or ids.dtype != torch.int64:
                 raise ValueError(
                     f"questions[{i}]: got {type(ids).__name__}, "
@@ -324,11 +336,7 @@ class BalancedTokenizer(nn.Module):
         """
         folder = local_folder(source, CONFIG_FILE, revision)
         settings, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
-        values = read_settings(settings, weights)
-        check_settings(settings, values, dict(read_shapes([weights])))
-        missing = [name for name in BalancedTokenizerConfig().to_dict() if name not in values]
-        if missing and stamp_of(weights) is not None:  # older files may lack newer settings
-            raise CheckpointError(f"{settings}: got no {', '.join(missing)}, wanted all settings")
+        values = read_settings(settings, weights, needed=BalancedTokenizerConfig().to_dict())
         with blamed(settings):
             config = BalancedTokenizerConfig.from_dict(values)
             tokenizer = without_weights(lambda: cls(config, **stages))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bvllm_adapters.checks import check_count
-from bvllm_adapters.features import Selection, VisualTokens, check_tensor
+from bvllm_adapters.features import Selection, VisualTokens, check_tensor, in_float32
 
 
 class BudgetMerger(nn.Module):
@@ -49,7 +49,7 @@ class BudgetMerger(nn.Module):
             raise ValueError(f"selection: got {len(selection)} frames, wanted {frames} as tokens")
         shares = self._shares(max_tokens, [room] * frames, selection)
         merged = tokens.new_zeros(sum(shares), tokens.shape[2])
-        size = torch.zeros(sum(shares), device=tokens.device)
+        size = torch.zeros(sum(shares), dtype=torch.float32, device=tokens.device)
         slot = torch.repeat_interleave(
             torch.arange(frames, device=tokens.device),
             torch.tensor(shares, device=tokens.device),
@@ -58,7 +58,7 @@ class BudgetMerger(nn.Module):
             of = torch.tensor([s == share for s in shares], device=tokens.device)
             part, part_size = merge_to(tokens[of], share)
             merged[of[slot]], size[of[slot]] = part.flatten(0, 1), part_size.flatten()
-        return VisualTokens(merged, slot, size, selection, selection.weights.new_zeros(0))
+        return VisualTokens(merged, slot, size, selection, selection.size.new_zeros(0))
 
     @staticmethod
     def _shares(
@@ -120,11 +120,10 @@ def prompt_shares(
     room = [tokens for frames, tokens in shapes for _ in range(frames)]
     if max_tokens is not None:
         ahead = 1.0 + max(max(size) for size in sizes)
-        weight = [
-            size + (ahead if frame == max(range(len(of)), key=of.__getitem__) else 0.0)
-            for of in sizes
-            for frame, size in enumerate(of)
-        ]
+        weight: list[float] = []
+        for of in sizes:
+            first = max(range(len(of)), key=of.__getitem__)
+            weight += [size + ahead * (frame == first) for frame, size in enumerate(of)]
         room = allot(room, max_tokens, weight)
     shares = iter(room)
     return [[next(shares) for _ in range(frames)] for frames, _ in shapes]
@@ -143,7 +142,7 @@ def merge_to(tokens: Tensor, target: int) -> tuple[Tensor, Tensor]:
     check_count("target", target)
     batch, count, _ = tokens.shape
     if target >= count:
-        return tokens, torch.ones(batch, count, device=tokens.device)
+        return tokens, torch.ones(batch, count, dtype=torch.float32, device=tokens.device)
     merged, size, first = merge_rounds(tokens.float(), target)
     by_first = torch.argsort(first, dim=1)
     merged = merged.gather(1, by_first[..., None].expand_as(merged))
@@ -162,7 +161,7 @@ def merge_rounds(merged: Tensor, target: int) -> tuple[Tensor, Tensor, Tensor]:
         member.
     """
     batch, count, _ = merged.shape
-    size = torch.ones(batch, count, device=merged.device)
+    size = torch.ones(batch, count, dtype=torch.float32, device=merged.device)
     first = torch.arange(count, device=merged.device).expand(batch, -1)
     while count > target:
         # Halve; the last round is cut short, or takes one token more of an odd number.
@@ -202,7 +201,8 @@ def merge_round(
     odd_sum = weighted[:, 1::2]
     # A product, since a GPU adds up what is scattered in any order. Sizes are whole numbers.
     joins = torch.arange(odd_sum.shape[1], device=tokens.device)[:, None] == partner[:, None]
-    odd_sum = odd_sum + joins.to(tokens.dtype) @ pick(weighted, leaving)
+    with in_float32(tokens):
+        odd_sum = odd_sum + joins.to(tokens.dtype) @ pick(weighted, leaving)
     odd_size = size[:, 1::2].scatter_add(1, partner[..., None], pick(size, leaving))
     odd_first = first[:, 1::2].scatter_reduce(1, partner, first.gather(1, leaving), "amin")
     return (
@@ -214,7 +214,8 @@ def merge_round(
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
     """(B, X, H), (B, Y, H) -> (B, X, Y); a zero vector is similar to nothing: 0."""
-    return F.normalize(a, dim=2) @ F.normalize(b, dim=2).transpose(1, 2)
+    with in_float32(a):
+        return F.normalize(a.float(), dim=2) @ F.normalize(b.float(), dim=2).transpose(1, 2)
 
 
 def _first_max(x: Tensor) -> tuple[Tensor, Tensor]:

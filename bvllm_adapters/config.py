@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from bvllm_adapters.checks import check_choice, check_count, check_number
+from bvllm_adapters.weights.json_file import STAMP, blamed, read_json
 
 FrameFeature = Literal["cls", "mean", "max"]
 Evaluation = Literal["hard", "soft", "sample"]
@@ -168,7 +169,7 @@ class BalancedTokenizerConfig:
         if self.vocabulary is not None:
             # JSON knows no tuples.
             object.__setattr__(self, "vocabulary", tuple(self.vocabulary))
-            _check_vocabulary(self.vocabulary, self.vocab_size)
+            check_vocabulary(self.vocabulary, self.vocab_size)
         if isinstance(self.scout, Mapping):  # from JSON
             object.__setattr__(self, "scout", ScoutConfig.from_dict(self.scout))
         if self.scout is not None:
@@ -209,6 +210,14 @@ class BalancedTokenizerConfig:
             return max_tokens
         return self.most_frames
 
+    def with_words_of(self, host: BalancedTokenizerConfig) -> BalancedTokenizerConfig:
+        """With the words of a host's checkpoint, where these settings name none of their own and
+        have a row for each of those: an adapter of before they were named, or sizes alone."""
+        words = host.vocabulary
+        if self.vocabulary is not None or words is None or self.vocab_size != len(words):
+            return self
+        return replace(self, vocabulary=words)
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -226,10 +235,11 @@ class BalancedTokenizerConfig:
 
     @classmethod
     def load(cls, file: str | Path) -> BalancedTokenizerConfig:
-        values = json.loads(Path(file).read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError(f"config: {file} holds {type(values).__name__}, wanted a JSON object")
-        return cls.from_dict(values)
+        """Of a JSON file; one that cannot be read, or holds no settings, is a CheckpointError."""
+        values = read_json(file)
+        values.pop(STAMP, None)
+        with blamed(file):
+            return cls.from_dict(values)
 
 
 def plan(
@@ -238,6 +248,8 @@ def plan(
     *,
     max_tokens: int | None = None,
     training: bool = False,
+    tokens_per_frame: int | None = None,
+    all_frames: bool = False,
 ) -> int:
     """How many visual tokens a prompt holds at most, before anything is encoded.
 
@@ -245,6 +257,9 @@ def plan(
         num_frames: of its video (an image has 1), or of each of its visual inputs.
         max_tokens: budget in place of the config's.
         training: bound training's noisy choices, not those of evaluation.
+        tokens_per_frame: in place of the config's, where the spatial sampler is left out or
+            replaced: without one, each chosen frame gives all its patches.
+        all_frames: whether the frame selector is left out, so that every frame is chosen.
 
     Frames chosen twice are merged, so fewer tokens may come out; never more.
     """
@@ -253,7 +268,11 @@ def plan(
         check_count("num_frames", count)
     limit = config.max_tokens if max_tokens is None else check_count("max_tokens", max_tokens)
     hard = config.evaluation == "hard" and not training
-    most = sum(_most_chosen(config, count, hard) for count in counts) * config.tokens_per_frame
+    each = config.tokens_per_frame
+    if tokens_per_frame is not None:
+        each = check_count("tokens_per_frame", tokens_per_frame)
+    frames = counts if all_frames else [_most_chosen(config, count, hard) for count in counts]
+    most = sum(frames) * each
     return most if limit is None else min(most, limit)
 
 
@@ -268,7 +287,8 @@ def _most_chosen(config: BalancedTokenizerConfig, num_frames: int, hard: bool) -
     return min(num_frames, config.most_frames)
 
 
-def _check_vocabulary(words: tuple[str, ...], vocab_size: int) -> None:
+def check_vocabulary(words: tuple[str, ...], vocab_size: int) -> None:
+    """ValueError unless these are WordPieces, and as many."""
     special = {"[PAD]", "[UNK]", "[CLS]", "[SEP]"}
     if not special <= set(words) or words[0] != "[PAD]" or len(set(words)) < len(words):
         raise ValueError(

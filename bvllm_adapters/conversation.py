@@ -24,12 +24,8 @@ from bvllm_adapters.hosts.generation import (
 from bvllm_adapters.ledger import answering, ledger, stage
 from bvllm_adapters.question import without
 from bvllm_adapters.seeing.encoding import Encoding
-from bvllm_adapters.seeing.saved_video import (
-    Origin,
-    identity,
-    load_features,
-    path_of,
-)
+from bvllm_adapters.seeing.saved_video import Origin, load_features, path_of
+from bvllm_adapters.seeing.seen_by import identity
 from bvllm_adapters.seeing.seen_video import SeenVideo
 from bvllm_adapters.trace import Trace
 from bvllm_adapters.video.frames import Progress
@@ -144,11 +140,12 @@ def load_video(
         model, processor, encoding: see `open_video`.
 
     Raises:
-        CheckpointError: for another kind of file. ValueError: for the features of another host,
-            tower or video, or a video that is needed and not there.
+        CheckpointError: for another kind of file, a damaged one, or the features of another host,
+            tower, scout or processor. ValueError: for another video, or one that is needed and
+            not there.
     """
     opened = OpenVideo(model, processor, encoding, 1.0)
-    seen_by = identity(opened.host, opened.model)
+    seen_by = identity(opened.host, opened.model, opened.processor)
     opened.origin = load_features(file, opened.encoded, seen_by, video)
     return opened
 

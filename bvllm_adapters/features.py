@@ -7,11 +7,14 @@ no mask; a batch is a list.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bvllm_adapters.config import FrameFeature
@@ -98,9 +101,11 @@ def frame_and_patches(
     return tokens[:, 0], patches
 
 
-@dataclass(frozen=True, eq=False)
 class Selection:
     """Which frames were chosen, as weights: the matrix S of the paper (eq. 1), in time order.
+
+    Frames that are chosen whole are held as their indices, so that a selection of all frames of a
+    long video takes no more than a few numbers a frame.
 
     Args:
         weights: (M, T) float32, each row one choice over the video's frames, summing to 1.
@@ -109,9 +114,12 @@ class Selection:
             that gradients reach; None: all.
     """
 
-    weights: Tensor
-    size: Tensor
-    support: Tensor | None = None
+    def __init__(self, weights: Tensor, size: Tensor, support: Tensor | None = None) -> None:
+        self.size, self.support = size, support
+        self._weights: Tensor | None = weights
+        self._frame: Tensor | None = None
+        self.num_frames = weights.shape[1]
+        """T, of the video."""
 
     @classmethod
     def of(cls, weights: Tensor, support: Tensor | None = None) -> Selection:
@@ -119,38 +127,70 @@ class Selection:
         return cls(weights, weights.new_ones(len(weights)), support).in_time_order()
 
     @classmethod
+    def whole(cls, frame: Tensor, num_frames: int, size: Tensor | None = None) -> Selection:
+        """Frames that are chosen whole, brought into time order.
+
+        Args:
+            frame: (M,) int64 indices. num_frames: T. size: (M,); None: one choice each.
+        """
+        if size is None:
+            size = torch.ones(len(frame), dtype=torch.float32, device=frame.device)
+        made = cls.__new__(cls)
+        made.size, made.support = size, None
+        made._weights, made._frame, made.num_frames = None, frame, num_frames
+        return made.in_time_order()
+
+    @classmethod
     def everything(cls, num_frames: int, device: torch.device | None = None) -> Selection:
         """Each frame once."""
-        return cls.of(torch.eye(num_frames, device=device))
+        return cls.whole(torch.arange(num_frames, device=device), num_frames)
 
     @classmethod
     def single_frame(cls, choices: int, device: torch.device | None = None) -> Selection:
         """An image, or a video of one frame: all choices fall on it."""
-        return cls(torch.ones(1, 1, device=device), torch.full((1,), float(choices), device=device))
+        size = torch.full((1,), float(choices), dtype=torch.float32, device=device)
+        return cls.whole(torch.zeros(1, dtype=torch.int64, device=device), 1, size)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether each row is one frame, held as its index."""
+        return self._weights is None
+
+    @property
+    def weights(self) -> Tensor:
+        """(M, T); of whole frames it is made anew, with a number for each of all frames."""
+        if self._weights is not None:
+            return self._weights
+        assert self._frame is not None
+        return F.one_hot(self._frame, self.num_frames).to(torch.float32)
 
     @property
     def frame(self) -> Tensor:
         """(M,) int64: the frame of the largest weight in each row, the first of equals."""
-        # Equal weights: argmax promises no order on a GPU, so the first is looked for.
-        largest = self.weights.amax(dim=1, keepdim=True)
-        position = torch.arange(self.weights.shape[1], device=self.weights.device)
-        return torch.where(self.weights == largest, position, len(position)).amin(dim=1)
+        return first_max(self.weights) if self._frame is None else self._frame
 
     def in_time_order(self) -> Selection:
         """Rows by their main frame, then by their mean frame, then as they were."""
-        position = torch.arange(
-            self.weights.shape[1], device=self.weights.device, dtype=self.weights.dtype
-        )
-        order = torch.argsort(self.weights.detach() @ position, stable=True)
+        if self._weights is None:
+            return self[torch.argsort(self.frame, stable=True)]
+        weights = self._weights.detach()
+        with in_float32(weights):  # half of it would not tell frame 256 from frame 257
+            position = torch.arange(self.num_frames, device=weights.device, dtype=weights.dtype)
+            order = torch.argsort(weights @ position, stable=True)
         order = order[torch.argsort(self.frame[order], stable=True)]
         return self[order]
 
     def __getitem__(self, rows: Tensor) -> Selection:
-        support = None if self.support is None else self.support[rows]
-        return Selection(self.weights[rows], self.size[rows], support)
+        found = copy.copy(self)
+        found.size = self.size[rows]
+        found._weights, found._frame, found.support = (
+            None if part is None else part[rows]
+            for part in (self._weights, self._frame, self.support)
+        )
+        return found
 
     def __len__(self) -> int:
-        return len(self.weights)
+        return len(self.size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,6 +232,9 @@ def mix(
     gives any weight are not touched, unless gradients must reach their weights; where each row
     takes one frame whole, this is a gather.
     """
+    if selection.is_whole:
+        used, back = selection.frame.unique(return_inverse=True)
+        return transform(_read(patches, used))[back]
     weights = selection.weights
     if not weights.requires_grad:
         used = weights.any(dim=0)
@@ -200,20 +243,42 @@ def mix(
     else:
         used = torch.ones_like(weights[0], dtype=torch.bool)
     used = used.nonzero().squeeze(1)
-    if isinstance(patches, Tensor):
-        frames = patches[used.to(patches.device)].to(weights.device)
-    else:
-        frames = patches(used)
-        check_tensor("patches(indices)", frames, "k P C")
-        if len(frames) != len(used):
-            raise ValueError(
-                f"patches(indices): got {len(frames)} frames, wanted the {len(used)} asked for"
-            )
-    frames = transform(frames)
+    frames = transform(_read(patches, used))
     weights = weights[:, used]
     if not weights.requires_grad and bool((weights.amax(dim=1) == 1).all()):
         return frames[weights.argmax(dim=1)]
-    return torch.einsum("mt,tpc->mpc", weights.to(frames.dtype), frames)
+    with in_float32(frames):
+        exact = torch.promote_types(frames.dtype, torch.float32)
+        mixed = torch.einsum("mt,tpc->mpc", weights.to(exact), frames.to(exact))
+        return mixed.to(frames.dtype)
+
+
+def _read(patches: Tensor | PatchReader, used: Tensor) -> Tensor:
+    """(k, P, C) patches of these frames, where their indices are."""
+    if isinstance(patches, Tensor):
+        return patches[used.to(patches.device)].to(used.device)
+    frames = patches(used)
+    check_tensor("patches(indices)", frames, "k P C")
+    if len(frames) != len(used):
+        raise ValueError(
+            f"patches(indices): got {len(frames)} frames, wanted the {len(used)} asked for"
+        )
+    return frames
+
+
+def first_max(x: Tensor) -> Tensor:
+    """(M, T) -> (M,) where each row is largest; of equals the first, which argmax does not promise
+    on a GPU."""
+    position = torch.arange(x.shape[1], device=x.device)
+    return torch.where(x == x.amax(dim=1, keepdim=True), position, len(position)).amin(dim=1)
+
+
+def in_float32(near: Tensor) -> AbstractContextManager[Any]:
+    """Inside the block autocast, which may run around it, leaves float32 on this tensor's device
+    alone: what is chosen and merged in training is what evaluation would choose and merge."""
+    if near.is_meta:  # for which there is no autocast
+        return nullcontext()
+    return torch.autocast(near.device.type, enabled=False)
 
 
 def check_tensor(name: str, value: object, axes: str) -> None:

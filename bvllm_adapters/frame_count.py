@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from bvllm_adapters.features import Selection
@@ -108,4 +107,4 @@ def most_relevant(relevance: Tensor, count: int, *, choices: int) -> Selection:
     size = choices * torch.softmax(relevance[chosen], dim=0)
     # A frame of no size could not be merged: its share of itself would be 0 / 0.
     size = size.clamp_min(torch.finfo(size.dtype).tiny)
-    return Selection(F.one_hot(chosen, len(relevance)).to(size.dtype), size)
+    return Selection.whole(chosen, len(relevance), size)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bvllm_adapters.config import Evaluation
-from bvllm_adapters.features import Selection
+from bvllm_adapters.features import Selection, in_float32
 from bvllm_adapters.frame_count import FrameCount
 from bvllm_adapters.qformer import QFormer
 
@@ -106,10 +106,10 @@ class FrameSelector(nn.Module):
             cls: (B, T, C) frame features of B videos of one length.
             text_ids: (B, L) questions. text_mask: (B, L), False at padding.
         """
-        cls = self.norm(cls)
-        read = self.qformer(self.queries.expand(len(cls), -1, -1), cls, text_ids, text_mask)
-        queries: Tensor = self.projection(read)
-        with torch.autocast(cls.device.type, enabled=False):  # in float32 whatever runs around it
+        with in_float32(cls):  # all that the scores are made of: the queries that read, too
+            cls = self.norm(cls.to(self.queries.dtype))
+            read = self.qformer(self.queries.expand(len(cls), -1, -1), cls, text_ids, text_mask)
+            queries: Tensor = self.projection(read)
             return queries.float() @ cls.float().transpose(1, 2) / math.sqrt(cls.shape[2])
 
     def support_of(self, scores: Tensor) -> Tensor | None:
@@ -164,6 +164,7 @@ def one_hot_argmax(scores: Tensor) -> Tensor:
 
 def sinusoidal(seconds: Tensor, width: int) -> Tensor:
     """(T,) seconds -> (T, width) sines and cosines of wavelengths 2 pi s to 20,000 pi s."""
-    frequencies = 1e-4 ** torch.linspace(0, 1, width // 2, device=seconds.device)
+    exponents = torch.linspace(0, 1, width // 2, dtype=torch.float32, device=seconds.device)
+    frequencies = 1e-4**exponents
     angles = seconds.float()[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=1)

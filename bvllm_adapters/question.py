@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import torch
@@ -12,6 +12,9 @@ from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from torch import Tensor
+
+from bvllm_adapters.config import check_vocabulary
+from bvllm_adapters.weights.checkpoint import CheckpointError
 
 VOCABULARY = Path(__file__).parent / "data" / "bert-base-uncased-vocab.txt"
 PAD = 0
@@ -52,10 +55,35 @@ class QuestionTokenizer:
         return torch.tensor([self._cls, *ids, self._sep])
 
 
+@lru_cache(maxsize=8)
+def question_tokenizer(max_length: int, vocabulary: tuple[str, ...] | None) -> QuestionTokenizer:
+    """The one of these settings, made once: to know the words of a vocabulary takes a while."""
+    return QuestionTokenizer(max_length, vocabulary)
+
+
+def own_words(vocabulary: Path | Sequence[str]) -> tuple[str, ...] | None:
+    """What a config's `vocabulary` says of the words of a checkpoint; None: the bundled ones.
+
+    Raises:
+        CheckpointError: a file that cannot be read, or words that are no WordPieces.
+    """
+    try:
+        words = _words_of(vocabulary) if isinstance(vocabulary, Path) else tuple(vocabulary)
+        check_vocabulary(words, len(words))
+    except (OSError, ValueError) as error:
+        name = vocabulary if isinstance(vocabulary, Path) else "vocabulary of the checkpoint"
+        raise CheckpointError(f"{name}: cannot be read ({error})") from error
+    return None if words == _words_of(VOCABULARY) else words
+
+
+def _words_of(file: Path) -> tuple[str, ...]:
+    words = file.read_text(encoding="utf-8").splitlines()
+    return tuple(words) if "[DEC]" in words else (*words, "[DEC]")
+
+
 @cache
 def _word_piece_of(file: Path) -> Tokenizer:
-    words = file.read_text(encoding="utf-8").splitlines()
-    return word_piece(words if "[DEC]" in words else [*words, "[DEC]"])
+    return word_piece(_words_of(file))
 
 
 def word_piece(words: Sequence[str]) -> Tokenizer:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bvllm_adapters.features import Selection
+from bvllm_adapters.features import Selection, in_float32
 
 
 class TemporalMerger(nn.Module):
@@ -29,11 +29,15 @@ class TemporalMerger(nn.Module):
     def forward(self, selection: Selection) -> Selection:
         """(K, T) choices -> (M, T), M <= K, in time order; sizes say how many each holds."""
         # In float32 under autocast too: what is merged must keep its weight.
-        with torch.autocast(selection.weights.device.type, enabled=False):
+        with in_float32(selection.size):
             return self.merge(selection.in_time_order())
 
     def merge(self, selection: Selection) -> Selection:
         """As forward(), of choices in time order."""
+        if selection.is_whole:  # a cosine of 1 or of 0: equal frames become one
+            frame, of = selection.frame.unique(return_inverse=True)
+            size = selection.size.new_zeros(len(frame)).index_add(0, of, selection.size)
+            return Selection.whole(frame, selection.num_frames, size)
         members = leader_clusters(selection.weights.detach(), self.threshold)
         size = members @ selection.size
         # A choice that already holds several counts as often.
@@ -49,9 +53,10 @@ class TemporalMerger(nn.Module):
 
 def leader_clusters(rows: Tensor, threshold: float) -> Tensor:
     """(K, T) rows -> (M, K) float32 of 0 and 1: who belongs to which leader, leaders in order."""
-    unit = F.normalize(rows.float(), dim=1)
-    # Rounding must not part a row from its own copy when the threshold is 1.
-    alike = ((unit @ unit.T) >= threshold - 1e-6).cpu()
+    with in_float32(rows):
+        unit = F.normalize(rows.float(), dim=1)
+        # Rounding must not part a row from its own copy when the threshold is 1.
+        alike = ((unit @ unit.T) >= threshold - 1e-6).cpu()
     free = torch.ones(len(rows), dtype=torch.bool)
     clusters = []
     for leader in range(len(rows)):

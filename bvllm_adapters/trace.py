@@ -58,23 +58,26 @@ class Trace:
     ) -> Trace:
         selection = tokens.selection
         counts = torch.bincount(tokens.slot, minlength=len(selection)).tolist()
+        mixed = None if selection.is_whole else selection.weights
         frames = []
         for row, (frame, choices, count) in enumerate(
             zip(selection.frame.tolist(), selection.size.tolist(), counts, strict=True)
         ):
-            weights = selection.weights[row]
-            shown = (weights >= 1e-3).nonzero().squeeze(1).tolist()
+            weights = {frame: 1.0}
+            if mixed is not None:
+                shown = (mixed[row] >= 1e-3).nonzero().squeeze(1).tolist()
+                weights = {i: float(mixed[row, i]) for i in shown}
             frames.append(
                 FrameTrace(
                     frame=frame,
                     second=float(tokens.seconds[frame]),
-                    weights={i: float(weights[i]) for i in shown},
+                    weights=weights,
                     choices=choices,
                     tokens=count,
                 )
             )
         return cls(
-            frames_decoded=selection.weights.shape[1],
+            frames_decoded=selection.num_frames,
             frames=tuple(frames),
             num_tokens=len(tokens),
             max_tokens=max_tokens,

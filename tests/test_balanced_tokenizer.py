@@ -9,11 +9,17 @@ from torch import nn
 import bvllm_adapters as bvllm
 from bvllm_adapters import BalancedTokenizer, BalancedTokenizerConfig, FrameFeatures
 from bvllm_adapters.budget_merger import prompt_shares
+from bvllm_adapters.build import build_qformer
+from bvllm_adapters.spatial_sampler import SpatialSampler
+from bvllm_adapters.training.dummy_video import zero_of
 
 SIZES = {
     "num_frames": 4, "tokens_per_frame": 3, "vision_width": 8, "llm_width": 10,
     "qformer_width": 8, "qformer_layers": 2, "qformer_heads": 2,
 }  # fmt: skip
+
+
+CONFIG = BalancedTokenizerConfig(**SIZES)
 
 
 def tokenizer(config=None, **stages):
@@ -51,6 +57,49 @@ def test_a_stage_can_be_replaced():
             return bvllm.Selection.of(torch.eye(len(cls))[-1:])
 
     assert tokenizer(frame_selector=LastFrame())([video()], ["?"])[0].frame.tolist() == [5] * 3
+
+
+class Means(nn.Module):
+    """A sampler of one's own: forward() as it is documented, and names of its own besides."""
+
+    prepare, chunk_size, norm = "not ours", None, None
+
+    def forward(self, frames, text_ids, text_mask):
+        assert len(frames) == len(text_ids) == len(text_mask)
+        return frames.mean(dim=1, keepdim=True).expand(-1, 2, -1)
+
+
+class OtherSampler(SpatialSampler):
+    """A subclass whose forward() is its own."""
+
+    def forward(self, frames, text_ids, text_mask=None):
+        return frames[:, :2]
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    "sampler", [Means, lambda: OtherSampler(build_qformer(CONFIG), tokens_per_frame=2)]
+)
+def test_a_sampler_of_ones_own_needs_forward_alone(sampler, training):
+    made = tokenizer(spatial_sampler=sampler()).train(training)
+    given = video()
+    (tokens,) = made([given], ["?"])
+    assert len(tokens) == 2 * len(tokens.selection)
+    assert len(made([given], ["?"], max_tokens=3)[0]) == 3
+    assert zero_of(made) == 0
+    if not training:  # patches come as the tower made them
+        chosen = given.patches[tokens.selection.frame]
+        wanted = made.spatial_sampler(chosen, *[torch.zeros(len(chosen), 3)] * 2)
+        assert torch.equal(tokens.tokens, made.projection(wanted.flatten(0, 1)))
+
+
+def test_a_selector_of_ones_own_need_not_know_a_number_of_frames():
+    class FirstFrame(nn.Module):
+        def forward(self, cls, text_ids, *, seconds, generator):
+            return bvllm.Selection.whole(torch.zeros(1).long(), len(cls))
+
+    made = tokenizer({"frame_count": "gap", "max_frames": 3}, frame_selector=FirstFrame())
+    assert made([video()], ["?"])[0].frame.tolist() == [0] * 3
 
 
 def test_patches_are_read_for_chosen_frames_only():
@@ -99,7 +148,32 @@ def test_plan(num_frames, max_tokens, wanted):
     assert bvllm.plan(BalancedTokenizerConfig(**SIZES), num_frames, max_tokens=max_tokens) == wanted
 
 
+@pytest.mark.parametrize(
+    ("stages", "options"),
+    [
+        ({"spatial_sampler": None}, {"tokens_per_frame": 5}),
+        ({"frame_selector": None}, {"all_frames": True}),
+        (
+            {"frame_selector": None, "spatial_sampler": None},
+            {"all_frames": True, "tokens_per_frame": 5},
+        ),
+        ({"spatial_sampler": Means()}, {"tokens_per_frame": 2}),
+    ],
+)
+@pytest.mark.parametrize("max_tokens", [None, 7])
+def test_plan_bounds_a_tokenizer_without_stages(stages, options, max_tokens):
+    made = tokenizer(**stages)
+    lengths = [6, 1, 9]
+    tokens = made([video(n) for n in lengths], ["?"] * 3, prompts=[0] * 3, max_tokens=max_tokens)
+    planned = bvllm.plan(made.config, lengths, max_tokens=max_tokens, **options)
+    assert sum(map(len, tokens)) <= planned
+    if made.frame_selector is None:
+        assert sum(map(len, tokens)) == planned
+
+
 def test_plan_names_what_is_wrong():
+    with pytest.raises(ValueError, match="tokens_per_frame: got 0"):
+        bvllm.plan(BalancedTokenizerConfig(), 5, tokens_per_frame=0)
     with pytest.raises(ValueError, match="num_frames: got 0"):
         bvllm.plan(BalancedTokenizerConfig(), 0)
     with pytest.raises(ValueError, match="max_tokens: got 0"):

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from typing import Any
 
 import pytest
 
@@ -87,3 +89,75 @@ def test_stages_are_booked_in_the_ledger_that_is_open():
     with ledger() as seconds, ahead(staged(), 2) as items:
         list(items)
     assert seconds["decode"] >= 0.03
+
+
+class RaisesAtOnce:
+    """Cannot even be iterated over."""
+
+    def __iter__(self) -> Iterator[int]:
+        raise KeyError("broken")
+
+
+def raises_first() -> Iterator[int]:
+    raise KeyError("broken")
+    yield 0
+
+
+class FailsToClose:
+    def __init__(self) -> None:
+        self.items = iter([0, 1])
+
+    def __iter__(self) -> FailsToClose:
+        return self
+
+    def __next__(self) -> int:
+        return next(self.items)
+
+    def close(self) -> None:
+        raise KeyError("broken")
+
+
+def ends(work: Callable[[], Any]) -> Any:
+    """What `work` gives or raises, in a thread that must end; it leaves no other thread behind."""
+    before = set(threading.enumerate())
+    done: list[Any] = []
+
+    def run() -> None:
+        try:
+            done.append(work())
+        except Exception as error:
+            done.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(timeout=60)
+    assert not thread.is_alive() and set(threading.enumerate()) <= before
+    return done[0]
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize("source", [RaisesAtOnce, raises_first, FailsToClose])
+def test_whatever_is_raised_ends_it(source: Callable[[], Iterable[int]], depth: int) -> None:
+    def work() -> list[int]:
+        with ahead(source(), depth) as items:
+            return list(items)
+
+    error = ends(work)
+    assert isinstance(error, KeyError) and error.args == ("broken",)
+
+
+@pytest.mark.parametrize("taken", [0, 1, 2])
+@pytest.mark.parametrize("source", [RaisesAtOnce, raises_first, FailsToClose, lambda: range(9)])
+def test_one_who_leaves_early_is_not_held(source: Callable[[], Iterable[int]], taken: int) -> None:
+    def work() -> str:
+        with ahead(source(), 1) as items, suppress(KeyError):
+            for _ in range(taken):
+                next(items)
+        return "left"
+
+    assert ends(work) == "left"
+
+
+def test_nothing_is_an_item_too() -> None:
+    with ahead([None, 1, None], 1) as items:
+        assert list(items) == [None, 1, None]

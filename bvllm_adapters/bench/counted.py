@@ -105,7 +105,7 @@ class Counter:
 
         text = empty(len(tokenizer.question_tokenizer(self.setting.question)), dtype=torch.int64)
         by_scores = tokenizer.config.frame_count != "fixed"
-        choices = Selection.of(_one_hot(trace, one_each=by_scores or frames == 1))
+        choices = Selection.whole(_chosen(trace, one_each=by_scores or frames == 1), frames)
         flops = 0
         if tokenizer.frame_selector is not None and frames > 1:
             cls = empty(frames, feature.shape[1], dtype=tokenizer.dtype)
@@ -113,19 +113,20 @@ class Counter:
             # How many frames are chosen may follow from values, which there are none of here.
             read = getattr(tokenizer.frame_selector, "scores", tokenizer.frame_selector)
             _, flops = shape_of(lambda: read(cls, text, seconds=seconds))
-        work["selector"] = Work(flops, choices.weights.nbytes)
+        row = choices.frame[0].nbytes
+        if tokenizer.frame_selector is not None and not by_scores and frames > 1:
+            # Queries choose by a weight for each frame.
+            choices = Selection(choices.weights, choices.size)
+            row = choices.weights[0].nbytes
+        work["selector"] = Work(flops, len(choices) * row)
 
         flops = 0
         if tokenizer.temporal_merger is not None:  # of values, since what is equal is merged
             _, flops = flops_of(lambda: tokenizer.temporal_merger(choices))
-        work["merge"] = Work(flops, chosen * choices.weights[0].nbytes)
+        work["merge"] = Work(flops, chosen * row)
 
         mixed = empty(chosen, *patches.shape[1:], dtype=tokenizer.dtype)
-        sampled, flops = mixed, 0
-        if tokenizer.spatial_sampler is not None:
-            texts = text.expand(chosen, -1)
-            mask = empty(*texts.shape, dtype=torch.bool)
-            sampled, flops = shape_of(lambda: tokenizer.spatial_sampler(mixed, texts, mask))
+        sampled, flops = self._sampled(mixed, len(text))
         work["sampler"] = Work(flops, sampled.nbytes)
 
         shares = [frame.tokens for frame in trace.frames if frame.tokens]
@@ -155,15 +156,19 @@ class Counter:
         """Of an answer in which as many frames are chosen as may be, about equally often."""
         config = self.tokenizer.config
         budget = config.max_tokens if max_tokens is None else max_tokens
-        chosen = min(frames, config.frames_within(budget))
-        if config.frame_count == "fixed":
+        every = self.tokenizer.frame_selector is None
+        chosen = frames if every else min(frames, config.frames_within(budget))
+        if every:
+            choices = [1.0] * frames
+        elif config.frame_count == "fixed":
             edges = [i * config.num_frames // chosen for i in range(chosen + 1)]
             choices = [float(end - begin) for begin, end in pairwise(edges)]
         else:
             choices = [config.num_frames / chosen] * chosen
         at = [i * frames // chosen for i in range(chosen)]
-        (shares,) = prompt_shares([(chosen, config.tokens_per_frame)], [choices], budget)
         (_, patches), _ = self.look(1)
+        each = self._sampled(empty(1, *patches.shape[1:], dtype=self.tokenizer.dtype), 2)[0]
+        (shares,) = prompt_shares([(chosen, each.shape[1])], [choices], budget)
         room = Encoding().device_bytes + Encoding().host_bytes
         kept = frames <= KEEP_FRAMES and frames * patches.nbytes <= room
         passes = chosen if config.scout is not None else frames if kept else frames + chosen
@@ -178,6 +183,14 @@ class Counter:
             seconds={},
             tower_passes=passes,
         )
+
+    def _sampled(self, frames: Tensor, words: int) -> tuple[Tensor, int]:
+        """(M, R, H) tokens of (M, P, C) frames and a question of so many words, and the FLOPs."""
+        sampler = self.tokenizer.spatial_sampler
+        if sampler is None:
+            return frames, 0
+        text, mask = (empty(len(frames), words, dtype=kind) for kind in (torch.int64, torch.bool))
+        return shape_of(lambda: sampler(frames, text, mask))
 
     def _read(self, frames: int) -> dict[str, Work]:
         return {
@@ -204,14 +217,13 @@ def _in_chunks(look: Callable[[int], tuple[Any, int]], frames: int) -> int:
     return frames * each + -(-frames // CHUNK) * (one - each)
 
 
-def _one_hot(trace: Trace, *, one_each: bool) -> Tensor:
-    """(K, T) the choices that were made; one of each frame where it is not queries that choose, or
-    where there is but one frame."""
-    at = [
-        frame.frame
-        for frame in trace.frames
-        for _ in range(1 if one_each else max(1, round(frame.choices)))
-    ]
-    weights = torch.zeros(len(at), trace.frames_decoded)
-    weights[torch.arange(len(at)), at] = 1
-    return weights
+def _chosen(trace: Trace, *, one_each: bool) -> Tensor:
+    """(K,) the frames of the choices that were made; one of each frame where it is not queries that
+    choose, or where there is but one frame."""
+    return torch.tensor(
+        [
+            frame.frame
+            for frame in trace.frames
+            for _ in range(1 if one_each else max(1, round(frame.choices)))
+        ]
+    )

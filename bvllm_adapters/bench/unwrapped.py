@@ -108,7 +108,7 @@ def visual(tokens: Tensor) -> VisualTokens:
     return VisualTokens(
         tokens,
         torch.zeros(count, dtype=torch.int64, device=tokens.device),
-        torch.ones(count, device=tokens.device),
+        torch.ones(count, dtype=torch.float32, device=tokens.device),
         Selection.single_frame(1, tokens.device),
         torch.zeros(1, dtype=torch.float64),
     )

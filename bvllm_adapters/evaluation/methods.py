@@ -39,8 +39,10 @@ class UniformFrames(nn.Module):
     ) -> Selection:
         """(T, C) frame features -> Selection of min(K, T) frames."""
         chosen = min(self.num_frames, len(cls))
-        middles = (torch.arange(chosen, device=cls.device) + 0.5) * len(cls) / chosen
-        return one_hot(middles.long(), len(cls))
+        middles = (
+            (torch.arange(chosen, dtype=torch.float32, device=cls.device) + 0.5) * len(cls) / chosen
+        )
+        return Selection.whole(middles.long(), len(cls))
 
 
 class RandomFrames(nn.Module):
@@ -66,7 +68,7 @@ class RandomFrames(nn.Module):
             seed = int(cls.double().abs().sum().frexp().mantissa * 2**53)
             generator = torch.Generator(cls.device).manual_seed(seed)
         order = torch.randperm(len(cls), generator=generator, device=cls.device)
-        return one_hot(order[: self.num_frames], len(cls))
+        return Selection.whole(order[: self.num_frames], len(cls))
 
 
 class BlindFrameSelector(FrameSelector):
@@ -99,10 +101,6 @@ class TwoTokenSampler(SpatialSampler):
         weights = (scores / frames.shape[2] ** 0.5).softmax(dim=2).to(frames.dtype)
         context = self.context((weights @ frames).mean(dim=1))
         return torch.stack([context, self.content(frames.mean(dim=1))], dim=1)
-
-
-def one_hot(frames: Tensor, num_frames: int) -> Selection:
-    return Selection.of(nn.functional.one_hot(frames, num_frames).float())
 
 
 def build_method(method: str, config: BalancedTokenizerConfig) -> BalancedTokenizer:

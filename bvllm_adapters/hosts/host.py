@@ -25,9 +25,8 @@ class HostError(ValueError):
 class Host(Protocol):
     """What a host says about the models it serves.
 
-    Where a checkpoint brings a WordPiece vocabulary of its own for the question, the host also has
-    `question_tokenizer(model, max_length) -> QuestionTokenizer`. Where its models can be trained
-    here, it has `training(processor) -> HostTraining`, see `bvllm_adapters.training.host`.
+    Where its models can be trained here, it has `training(processor) -> HostTraining`, see
+    `bvllm_adapters.training.host`.
 
     For `bvllm bench` it may have: `own_way(model) -> OwnWay`, how its models go without a budget;
     `published`, model class -> fields of the config that was published; and
@@ -49,7 +48,8 @@ class Host(Protocol):
         """What `pixels` and `answers` need beside the model: tokenizer and image processor."""
 
     def config(self, model: Any) -> BalancedTokenizerConfig:
-        """Settings that fit this model: its widths, and whether its tower has a CLS token."""
+        """Settings that fit this model: its widths, whether its tower has a CLS token, and the
+        `vocabulary` of the question, where its checkpoint brings WordPieces of its own."""
 
     def tower(self, model: Any) -> nn.Module:
         """The vision encoder, a part of the model."""

@@ -75,6 +75,8 @@ def wrap(
         raise ValueError("model: got a wrapped model, wanted one that is not; unwrap it first")
     if max_tokens is not None:
         settings["max_tokens"] = check_count("max_tokens", max_tokens)
+    if settings.get("vocabulary") is not None:
+        settings.setdefault("vocab_size", len(settings["vocabulary"]))
     _check_arguments(config, adapter, settings, revision)
     served_by = find_host(host) if host is not None else host_of(base)
     fitting = served_by.config(base)
@@ -91,6 +93,7 @@ def wrap(
     else:
         tokenizer = BalancedTokenizer(config or replace(fitting, **settings))
         log.warning("the BalancedTokenizer is untrained: its weights are random, train or load one")
+    tokenizer.config = tokenizer.config.with_words_of(fitting)
     for name in ("vision_width", "llm_width"):
         got, wanted = getattr(tokenizer.config, name), getattr(fitting, name)
         if got != wanted:
@@ -184,9 +187,6 @@ def _install(base: nn.Module, host: Host, tokenizer: BalancedTokenizer, lora: Pa
     anything is raised."""
     replaced = getattr(base, TOKENIZER, None)
     cls = wrapped_class(type(base), host)
-    if hasattr(host, "question_tokenizer"):
-        most = tokenizer.config.max_question_tokens
-        tokenizer.question_tokenizer = host.question_tokenizer(base, most)
     embeddings = _embeddings(base)
     tokenizer.to(device_of(embeddings), embeddings.weight.dtype)
     try:

@@ -5,9 +5,11 @@ Axes: T frames, S the tower's image size, P patches, C vision width.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -37,11 +39,13 @@ class EncodedVideo:
     """What has been seen of one video so far: of a source, or of frames that are pushed.
 
     Chunks are cut at the same frames however these come, so that a video pushed frame by frame
-    gives the same bits as the whole of it at once.
+    gives the same bits as the whole of it at once. Threads that push, ask and save take turns by
+    `lock`: what one of them sees is of whole pushes.
     """
 
     def __init__(self, sight: Sight, options: Encoding) -> None:
         self.sight, self.options = sight, options
+        self.lock = RLock()
         self.source: FrameSource | None = None
         self.path: Path | None = None  # of the source, unless that is in memory
         self._stamp: list[tuple[str, int, int]] | None = None  # of the path, when it was seen
@@ -56,6 +60,7 @@ class EncodedVideo:
         self._kept_bytes = 0
         self._pending: list[Frames] = []  # pushed, not a whole chunk yet
         self._pushed: list[Frames] = []  # kept for the tower, which looks at those that are chosen
+        self._marks: list[int] = []  # of each frame of a source in memory, which may be changed
         self._features: FrameFeatures | None = None
         self._again = LookAgain(
             self._read_again, lambda pixels: self.sight.look(pixels)[1], self.options.cache_bytes
@@ -63,6 +68,10 @@ class EncodedVideo:
 
     def __len__(self) -> int:
         return len(self.seconds)
+
+    def fills_chunk(self, frames: int) -> bool:
+        """Whether so many more that are pushed make a chunk whole, which is looked at then."""
+        return len(self._pending) + frames >= self.options.chunk_size
 
     def fill(
         self, source: FrameSource, path: Path | None = None, progress: Progress | None = None
@@ -120,13 +129,14 @@ class EncodedVideo:
 
     def state(self) -> dict[str, Tensor]:
         """All that `restore` needs to go on from here, but for a source."""
-        cls, kept = self._seen()
-        state = {
-            "cls": cls,
-            "rows": torch.tensor(self.repeats.rows),
-            "seconds": torch.tensor(self.seconds, dtype=torch.float64),
-        }
-        return state | ({"patches": torch.cat([part.cpu() for part in kept])} if kept else {})
+        with self.lock:
+            cls, kept = self._seen()
+            state = {
+                "cls": cls,
+                "rows": torch.tensor(self.repeats.rows),
+                "seconds": torch.tensor(self.seconds, dtype=torch.float64),
+            }
+            return state | ({"patches": torch.cat([part.cpu() for part in kept])} if kept else {})
 
     def restore(
         self, state: Mapping[str, Tensor], source: FrameSource, device: Any, path: Path | None
@@ -141,6 +151,8 @@ class EncodedVideo:
         if "patches" in state:
             for chunk in state["patches"].split(self.options.chunk_size):
                 self._keep(chunk.to(device))
+        elif path is None:
+            self._marks = [_mark(frame) for frame in source.read(np.arange(len(source)))]
 
     @property
     def features(self) -> FrameFeatures:
@@ -159,8 +171,10 @@ class EncodedVideo:
             """Of the frames that stand for those asked for."""
             wanted, back = rows[indices.to(rows.device)].unique(return_inverse=True)
             frames = wanted.tolist()
-            found = in_chunks(kept, frames, cls.device) if kept else self._again(frames)
-            return found[back]
+            if kept:
+                return in_chunks(kept, frames, cls.device)[back]
+            with self.lock:
+                return self._again(frames)[back]
 
         return FrameFeatures(
             cls if len(cls) == len(rows) else cls[rows],
@@ -171,7 +185,7 @@ class EncodedVideo:
     def _seen(self) -> tuple[Tensor, list[Tensor]]:
         """(n, C) features, and the patches of each chunk that are kept."""
         if not self._pending:
-            return self._cls.tensor, self._kept
+            return self._cls.tensor, [*self._kept]
         # Looked at for now, and once more when the chunk is whole.
         cls, patches = self._see(self.sight.pixels(self._pending))
         if len(self._cls):
@@ -205,14 +219,25 @@ class EncodedVideo:
         fits = len(self) <= encoding.KEEP_FRAMES and len(self) * frame_bytes <= room
         return how == "keep" or (how == "auto" and fits)
 
-    def check_source(self) -> None:
-        """VideoError for a file or folder that is not what it was when it was seen."""
-        if self.source is not None and path_stamp(self.path) != self._stamp:
+    def check_source(self, *, whole: bool = False) -> None:
+        """VideoError for a file or folder that is not what it was when it was seen.
+
+        Args:
+            whole: look at every frame of what is in memory, which shows no sign of a change.
+        """
+        if self.source is None:
+            return
+        if path_stamp(self.path) != self._stamp:
             raise VideoError(_changed(self.source))
+        if whole and self._marks:
+            for _ in self._as_seen(self.source, np.arange(len(self.source))):
+                pass
 
     def _read_chunks(self, source: FrameSource, progress: Progress | None) -> Iterator[Tensor]:
         new: list[Frames] = []
         for done, frame in enumerate(_decoded(source, np.arange(len(source))), start=1):
+            if self.path is None:
+                self._marks.append(_mark(frame))
             if self.repeats.is_new(frame):
                 new.append(frame)
             if progress is not None:
@@ -230,10 +255,21 @@ class EncodedVideo:
         self.check_source()
         first = np.searchsorted(self.repeats.rows, rows)  # rows never decrease
         try:
-            for frame in _decoded(self.source, first):
+            for frame in self._as_seen(self.source, first):
                 yield self.sight.pixels([frame], is_image=self.source.is_image)
         except SourceChanged as change:
             raise VideoError(_changed(self.source)) from change
+
+    def _as_seen(self, source: FrameSource, positions: Indices) -> Iterator[Frames]:
+        """The frames at these positions; VideoError for one in memory that has been changed."""
+        frames = _decoded(source, positions)
+        if not self._marks:
+            yield from frames
+            return
+        for frame, position in zip(frames, positions.tolist(), strict=True):
+            if _mark(frame) != self._marks[position]:
+                raise VideoError(_changed(source))
+            yield frame
 
 
 def _decoded(source: FrameSource, positions: Indices) -> Iterator[Frames]:
@@ -245,6 +281,11 @@ def _decoded(source: FrameSource, positions: Indices) -> Iterator[Frames]:
         if frame is None:
             return
         yield frame
+
+
+def _mark(frame: Frames) -> int:
+    """By which a frame in memory is known again; a change is not meant to hide from it."""
+    return zlib.crc32(np.ascontiguousarray(frame).data)
 
 
 def _changed(source: FrameSource) -> str:

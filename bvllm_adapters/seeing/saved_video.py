@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
@@ -10,24 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from bvllm_adapters.hosts.adapter import tokenizer_of
 from bvllm_adapters.seeing.encoded_video import EncodedVideo
-from bvllm_adapters.seeing.fingerprint import (
-    frames_fingerprint,
-    path_fingerprint,
-    weights_fingerprint,
-)
+from bvllm_adapters.seeing.features_file import read, write
+from bvllm_adapters.seeing.fingerprint import frames_fingerprint, path_fingerprint
+from bvllm_adapters.seeing.seen_by import differences
 from bvllm_adapters.video.frames import Frames, FrameSource, Indices, SourceChanged, VideoError
 from bvllm_adapters.video.read import source_of
 from bvllm_adapters.video.sampling import Sampling
 from bvllm_adapters.weights.checkpoint import CheckpointError
 from bvllm_adapters.weights.device import device_of
-
-FORMAT = "bvllm_features/1"
 
 
 @dataclass(frozen=True)
@@ -42,29 +34,6 @@ class Origin:
     reading: Sampling = field(default_factory=Sampling)
     path: str | None = None
     fingerprint: str | None = None
-
-
-def settings_of(host: Any, model: nn.Module) -> dict[str, Any]:
-    """What decides, beside weights, which features a model makes of a frame; as JSON."""
-    config, tower = tokenizer_of(model).config, host.tower(model)
-    return {
-        "dtype": str(next(tower.parameters()).dtype),
-        "layer of the tower": getattr(tower, "select_layer", None),  # as the LLaVA family says
-        "frame_feature": config.frame_feature,
-        # A scout that is the tower itself has no weights, only a size.
-        "scout": config.scout and json.loads(json.dumps(asdict(config.scout))),
-    }
-
-
-def identity(host: Any, model: nn.Module) -> dict[str, Any]:
-    """What features must have been made by for this model to read them; as JSON."""
-    scout = tokenizer_of(model).scout
-    return {
-        "host": type(model).__name__,
-        **settings_of(host, model),
-        "weights of the tower": weights_fingerprint(host.tower(model)),
-        "weights of the scout": None if scout is None else weights_fingerprint(scout),
-    }
 
 
 def save_features(
@@ -84,6 +53,7 @@ def save_features(
     if source is None and encoded.sight.scout is not None:
         raise ValueError("video: got a stream seen by a scout, wanted one that can be read")
     state = encoded.state()
+    seconds = state["seconds"].tolist()
     origin = _known(encoded, origin, needed="patches" not in state)
     reading = {  # as JSON takes them, and not NumPy's numbers
         name: value if value is None or isinstance(value, int) else float(value)
@@ -95,16 +65,16 @@ def save_features(
         **seen_by,
         "source": "stream" if source is None else source.source,
         "is_image": source is not None and source.is_image,
-        "frame_count": len(encoded) if source is None else source.frame_count,
-        "duration": encoded.seconds[-1] if source is None else source.duration,
+        "frame_count": len(seconds) if source is None else source.frame_count,
+        "duration": seconds[-1] if source is None else source.duration,
     }
-    _write(file, state, about)
+    write(file, state, about)
 
 
 def _known(encoded: EncodedVideo, origin: Origin, *, needed: bool) -> Origin:
     """With path and fingerprint; without, of a stream and of what is there no more."""
     try:
-        encoded.check_source()
+        encoded.check_source(whole=True)
     except VideoError:
         if needed:
             raise
@@ -130,12 +100,11 @@ def load_features(
     Raises:
         CheckpointError, ValueError: see `bvllm_adapters.conversation.load_video`.
     """
-    state, about = _read(file)
-    for name, wanted in seen_by.items():
-        if about.get(name) != wanted:
-            raise ValueError(
-                f"file: got {file} of {name} {about.get(name)}, wanted {name} {wanted}"
-            )
+    found = read(file)
+    state, about = found.state, found.about
+    for name, got, wanted in differences(about, seen_by):
+        raise CheckpointError(f"file: got {file} of {name} {got}, wanted {name} {wanted}")
+    found.check_whole()
     origin = Origin(Sampling(**about["reading"]), about["path"], about["fingerprint"])
     source, path = _unread(state, about), None
     if video is not None or "patches" not in state:
@@ -195,36 +164,3 @@ def _fingerprint(source: FrameSource, path: Path | None) -> str:
     if path is None:
         return f"frames {frames_fingerprint(source)}"
     return f"path {path_fingerprint(path)}"
-
-
-def _write(file: str | Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-    """Tensors and what is known about them, as JSON.
-
-    Raises:
-        ValueError: the file's folder is not there.
-    """
-    if not Path(file).parent.is_dir():
-        raise ValueError(f"file: got {file}, wanted one in a folder that is there")
-    metadata = {"format": FORMAT, "about": json.dumps(about)}
-    save_file({name: value.contiguous() for name, value in tensors.items()}, file, metadata)
-
-
-def _read(file: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `_write` wrote.
-
-    Raises:
-        CheckpointError: for another kind of file, or a damaged one.
-    """
-    try:
-        with safe_open(file, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise CheckpointError(
-                    f"{file}: got a file of format {metadata.get('format')!r}, wanted {FORMAT!r}"
-                )
-            # Copied: what is mapped is gone if the file is cut short, and the process with it.
-            tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file}: cannot be read ({error})") from error
-    about: dict[str, Any] = json.loads(metadata["about"])
-    return tensors, about

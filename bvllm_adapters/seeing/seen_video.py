@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,21 @@ from bvllm_adapters.hosts.adapter import base_model, tokenizer_of
 from bvllm_adapters.hosts.find import host_of, processor_of
 from bvllm_adapters.seeing.encoded_video import EncodedVideo
 from bvllm_adapters.seeing.encoding import Encoding
-from bvllm_adapters.seeing.saved_video import Origin, identity, save_features, settings_of
+from bvllm_adapters.seeing.saved_video import Origin, save_features
+from bvllm_adapters.seeing.seen_by import (
+    PIXELS,
+    differences,
+    identity,
+    pixels_made,
+    settings_of,
+    stamps_of,
+)
 from bvllm_adapters.seeing.sight import Sight
 from bvllm_adapters.video.read import open_source
 
 
 class SeenVideo:
-    """A video, image or stream as a model has seen it.
+    """A video, image or stream as a model has seen it; several threads may push and ask.
 
     Args:
         model, processor, encoding: see `bvllm_adapters.open_video`.
@@ -43,7 +51,13 @@ class SeenVideo:
         self.processor = processor_of(base) if processor is None else processor
         self.origin = Origin()
         self.encoded = EncodedVideo(Sight(self.host, base, self.processor), encoding)
-        self._settings = settings_of(self.host, base)
+        self._lock = self.encoded.lock
+        self._remember_model()
+
+    def _remember_model(self) -> None:
+        """By what the video is seen."""
+        self._settings = settings_of(self.host, self.model) | self._pixels()
+        self._stamps = stamps_of(self.host, self.model)
 
     @property
     def features(self) -> FrameFeatures:
@@ -52,18 +66,30 @@ class SeenVideo:
         Raises:
             ValueError: there are no frames, or the model has become another since it saw them.
         """
+        with self._lock:
+            self._check_seen()
+            return self.encoded.features
+
+    def _check_seen(self) -> None:
         if not len(self):
             raise ValueError("video: got no frames, wanted at least one; push() some first")
-        self._check_model()
-        return self.encoded.features
+        self._check_model(self._pixels())
 
-    def _check_model(self) -> None:
-        now = settings_of(self.host, self.model)
-        for name, before in self._settings.items():
-            if now[name] != before:
+    def _pixels(self) -> dict[str, Any]:
+        return pixels_made(self.host, self.processor)
+
+    def _check_model(self, more: Mapping[str, Any]) -> None:
+        """ValueError for one that has changed since; `more` settings are compared than its own."""
+        now = {**settings_of(self.host, self.model), **more}
+        for name, before, after in differences(self._settings, now):
+            raise ValueError(
+                f"{'processor' if name == PIXELS else 'model'}: got {name} {after}, wanted "
+                f"{before} as when it saw the video; open it again"
+            )
+        for name, stamp in stamps_of(self.host, self.model).items():
+            if stamp != self._stamps[name]:
                 raise ValueError(
-                    f"model: got {name} {now[name]}, wanted {before} as when it saw the video; "
-                    "open it again"
+                    f"model: got other {name}, wanted those that saw the video; open it again"
                 )
 
     @property
@@ -72,7 +98,8 @@ class SeenVideo:
         return self.encoded.sight.tower_passes
 
     def __len__(self) -> int:
-        return len(self.encoded)
+        with self._lock:
+            return len(self.encoded)
 
     @torch.no_grad()
     def push(self, frames: Any, seconds: Sequence[float] | None = None) -> None:
@@ -80,21 +107,24 @@ class SeenVideo:
 
         Args:
             frames: (T, H, W, 3) or (H, W, 3) uint8, a PIL image or a list of them, of the size of
-                those before.
+                those before. They are copied: what becomes of them later changes nothing.
             seconds: their times, increasing, after those before; None: `fps` goes on.
 
         Raises:
             ValueError: for wrong frames or times, or a video that was not opened as a stream;
                 nothing has changed then.
         """
+        with self._lock:
+            self._push(frames, seconds)
+
+    def _push(self, frames: Any, seconds: Sequence[float] | None) -> None:
         encoded = self.encoded
-        self._check_model()
         if encoded.source is not None:
             raise ValueError(
                 f"frames: got more of {encoded.source.source}, wanted a video opened as a stream"
             )
         source = open_source(frames, fps=self.fps)
-        new = list(source.read(np.arange(len(source))))
+        new = [frame.copy() for frame in source.read(np.arange(len(source)))]
         last = encoded.seconds[-1] if encoded.seconds else -1 / self.fps
         if seconds is None:
             times = [last + (i + 1) / self.fps for i in range(len(new))]
@@ -104,6 +134,10 @@ class SeenVideo:
             raise ValueError(f"seconds: got {len(times)} times, wanted {len(new)} as frames")
         if not (np.isfinite(times).all() and (np.diff([last, *times]) > 0).all()):
             raise ValueError(f"seconds: got {times} after {last:g}, wanted them to increase")
+        if len(encoded):  # its pixels are looked at a chunk at a time, as are the frames
+            self._check_model(self._pixels() if encoded.fills_chunk(len(new)) else {})
+        else:
+            self._remember_model()
         for frame in new:
             if encoded.shape is not None and frame.shape != encoded.shape:
                 raise ValueError(
@@ -121,7 +155,7 @@ class SeenVideo:
             ValueError: nothing was seen, or a scout saw a stream, which cannot be read again.
             VideoError: the video is needed, and is not what it was when it was seen.
         """
-        if not len(self):
-            raise ValueError("video: got no frames, wanted at least one; push() some first")
-        self._check_model()
-        save_features(file, self.encoded, identity(self.host, self.model), self.origin)
+        with self._lock:
+            self._check_seen()
+        seen_by = identity(self.host, self.model, self.processor)
+        save_features(file, self.encoded, seen_by, self.origin)

@@ -33,7 +33,7 @@ def check_time_order(tokens: VisualTokens) -> None:
     """Frames never go back."""
     frame = tokens.frame
     assert bool((frame.diff() >= 0).all()), f"frames out of order: {frame.tolist()}"
-    last = tokens.selection.weights.shape[1]
+    last = tokens.selection.num_frames
     assert bool(((frame >= 0) & (frame < last)).all()), f"frames beyond {last}: {frame.tolist()}"
 
 

@@ -6,7 +6,7 @@ import contextvars
 import queue
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -14,8 +14,10 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class _Raised:
-    error: BaseException
+class _End:
+    """What follows the last item: whatever was raised, or nothing."""
+
+    error: BaseException | None
 
 
 @contextmanager
@@ -29,37 +31,34 @@ def ahead(items: Iterable[T], depth: int) -> Iterator[Iterator[T]]:
     ...     print(list(numbers))
     [0, 1, 2]
     """
-    waiting: queue.Queue[T | _Raised | None] = queue.Queue(maxsize=depth)  # None: the end
+    waiting: queue.Queue[T | _End] = queue.Queue(maxsize=depth)
     left = threading.Event()
 
-    def put(item: T | _Raised | None) -> bool:
-        while not left.is_set():
-            try:
-                waiting.put(item, timeout=0.05)
-                return True
-            except queue.Full:
-                continue
-        return False
-
     def produce() -> None:
-        iterator = iter(items)
+        iterator: Iterable[T] | None = None
+        raised: BaseException | None = None
         try:
+            iterator = iter(items)
             for item in iterator:
-                if not put(item):
+                waiting.put(item)
+                if left.is_set():
                     return
-            put(None)
         except BaseException as error:  # whatever it is, it is for the one who takes the items
-            put(_Raised(error))
+            raised = error
         finally:
-            close = getattr(iterator, "close", None)
-            if close is not None:
-                close()
+            try:
+                close = getattr(iterator, "close", None)
+                if close is not None:
+                    close()
+            except BaseException as error:
+                raised = raised or error
+            waiting.put(_End(raised))
 
     def take() -> Iterator[T]:
-        while (item := waiting.get()) is not None:
-            if isinstance(item, _Raised):
-                raise item.error
+        while not isinstance(item := waiting.get(), _End):
             yield item
+        if item.error is not None:
+            raise item.error
 
     # In this thread's context, so that stages are booked in the ledger that is open here.
     thread = threading.Thread(target=contextvars.copy_context().run, args=(produce,), daemon=True)
@@ -68,4 +67,8 @@ def ahead(items: Iterable[T], depth: int) -> Iterator[Iterator[T]]:
         yield take()
     finally:
         left.set()
-        thread.join()
+        while thread.is_alive():  # it may wait for room, so that it is made
+            with suppress(queue.Empty):
+                while True:
+                    waiting.get_nowait()
+            thread.join(0.01)

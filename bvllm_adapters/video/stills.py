@@ -72,13 +72,14 @@ def stills_in(source: object) -> Stills:
     if isinstance(source, Image.Image):
         return Stills("image", ["image"], lambda i: _rgb(source, "image"), is_image=True)
     if isinstance(source, list | tuple):
-        for i, image in enumerate(source):
+        images = [*source]  # as they are now
+        for i, image in enumerate(images):
             if not isinstance(image, Image.Image):
                 raise TypeError(f"source[{i}]: got {type(image).__name__}, wanted a PIL image")
-        if not source:
+        if not images:
             raise VideoError("source: got an empty list, wanted at least one image")
-        names = [f"source[{i}]" for i in range(len(source))]
-        return Stills(f"list of {len(source)} images", names, lambda i: _rgb(source[i], names[i]))
+        names = [f"source[{i}]" for i in range(len(images))]
+        return Stills(f"list of {len(images)} images", names, lambda i: _rgb(images[i], names[i]))
     raise TypeError(
         f"source: got {type(source).__name__}, wanted a path, a uint8 array, a PIL image or "
         "a list of PIL images"
@@ -89,7 +90,7 @@ def stills_at(path: Path) -> Stills | None:
     """Image file or folder of images; None for what should be a video."""
     with _readable(path):
         if path.is_dir():
-            files = _images_in(path)
+            files = images_in(path)
             return Stills(str(path), [str(one) for one in files], lambda i: _image(files[i]))
         if not path.exists():
             raise VideoError(f"{path}: no such file")
@@ -108,7 +109,7 @@ def stills_at(path: Path) -> Stills | None:
     return Stills(str(path), [str(path)], lambda i: _image(path), is_image=True)
 
 
-def _images_in(folder: Path) -> list[Path]:
+def images_in(folder: Path) -> list[Path]:
     """The image files of a folder, frame2 before frame10."""
     files = [file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES]
     files = [file for file in files if not file.name.startswith(".")]  # macOS writes ._frame1.jpg

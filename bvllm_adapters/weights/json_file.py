@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+STAMP = "saved"  # a key of our own files, see `bvllm_adapters.weights.stamped`
 MOST_BYTES = 2**28  # a tokenizer's vocabulary is a few dozen MB; nothing here is more
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bvllm_adapters.weights.json_file import CheckpointError, read_json
+from bvllm_adapters.weights.checkpoint import read_shapes
+from bvllm_adapters.weights.json_file import STAMP, CheckpointError, read_json
+from bvllm_adapters.weights.sizes import check_settings
 
-STAMP = "saved"  # its key, in JSON and in a safetensors file's metadata
 # What peft, torch.nn.utils.parametrize and others put into the names of a module's weights.
 _FOREIGN = ("base_layer.", "lora_", "modules_to_save.", "original_module.", "parametrizations.")
 
@@ -50,19 +51,27 @@ def stamp_of(file: Path) -> str | None:
         raise CheckpointError(f"{file}: cannot be read ({error})") from error
 
 
-def read_settings(file: Path, weights: Path) -> dict[str, Any]:
+def read_settings(file: Path, weights: Path, needed: Iterable[str] = ()) -> dict[str, Any]:
     """The JSON object, without its stamp, which must be that of `weights` if both have one.
 
+    Args:
+        needed: names that a file with a stamp has all; older ones may lack newer settings.
+
     Raises:
-        CheckpointError: a file that cannot be read, or files of two saves.
+        CheckpointError: a file that cannot be read, files of two saves, missing settings, or sizes
+            that no weights are there for.
     """
     values = read_json(file)
+    check_settings(file, values, dict(read_shapes([weights])))
     stamp, other = values.pop(STAMP, None), stamp_of(weights)
     if stamp is not None and other is not None and stamp != other:
         raise CheckpointError(
             f"{file}: got settings of the save {stamp}, wanted {other} as of {weights.name}: "
             "the two were not saved together"
         )
+    missing = [name for name in needed if name not in values]
+    if missing and other is not None:
+        raise CheckpointError(f"{file}: got no {', '.join(missing)}, wanted all settings")
     return values
 
 

@@ -21,7 +21,7 @@ from bvllm_adapters.hosts.host import OwnWay
 from bvllm_adapters.hosts.language_model import bare_language_model
 from bvllm_adapters.hosts.splice import splice
 from bvllm_adapters.hosts.turns import turns_of
-from bvllm_adapters.question import TAGS, QuestionTokenizer, pad, question_from_prompt, without
+from bvllm_adapters.question import TAGS, own_words, pad, question_from_prompt, without
 from bvllm_adapters.weights.device import device_of
 from bvllm_llama_vid.calls import Calls
 from bvllm_llama_vid.configuration import IMAGE_TOKEN_ID, question_vocabulary
@@ -137,6 +137,17 @@ class Overrides(Calls):
         return row.prompts[:count]
 
 
+def words_of(model: Any) -> tuple[str, ...] | None:
+    """The words of the checkpoint's own Q-Former, so that its weights can be a beginning; None:
+    bert-base-uncased's."""
+    own: Any = getattr(model.get_model(), "vlm_att_tokenlizer", None)
+    if hasattr(own, "get_vocab"):  # upstream's object, whatever its config.json says
+        words: dict[str, int] = own.get_vocab()
+        return own_words(sorted(words, key=words.__getitem__))
+    file = question_vocabulary(model.config)
+    return None if file is None else own_words(file)
+
+
 def is_expanded(row: VisualRow) -> bool:
     """Whether a row has the placeholders of upstream's long video, one for each token."""
     turns = len(row.prompts) if row.prompts is not None else 1
@@ -188,6 +199,10 @@ class LlamaVidHost:
 
     def config(self, model: Any) -> BalancedTokenizerConfig:
         sizes = live_text_sizes(model)
+        words = words_of(model)
+        vocabulary: dict[str, Any] = {}
+        if words is not None:
+            vocabulary = {"vocabulary": words, "vocab_size": len(words)}
         return BalancedTokenizerConfig(
             vision_width=model.config.mm_hidden_size,
             llm_width=model.config.hidden_size,
@@ -196,16 +211,8 @@ class LlamaVidHost:
             qformer_heads=sizes.num_attention_heads,
             qformer_ffn_width=sizes.intermediate_size,
             cross_attention_frequency=sizes.cross_attention_freq,
-            vocab_size=self.question_tokenizer(model, 256).vocab_size,
+            **vocabulary,
         )
-
-    def question_tokenizer(self, model: Any, max_length: int) -> QuestionTokenizer:
-        """The words of the checkpoint's own Q-Former, so that its weights can be a beginning."""
-        own: Any = getattr(model.get_model(), "vlm_att_tokenlizer", None)
-        if hasattr(own, "get_vocab"):  # upstream's object, whatever its config.json says
-            words: dict[str, int] = own.get_vocab()
-            return QuestionTokenizer(max_length, sorted(words, key=words.__getitem__))
-        return QuestionTokenizer(max_length, question_vocabulary(model.config))
 
     def tower(self, model: Any) -> nn.Module:
         tower: nn.Module = model.get_vision_tower()

@@ -27,6 +27,7 @@ class Generation:
         seconds: Tensor | None = None,
         question_ids: Tensor | None = None,
         question_mask: Tensor | None = None,
+        question_text: Tensor | None = None,
         labels: Tensor | None = None,
         max_tokens: int | None = None,
         **kwargs: Any,
@@ -46,7 +47,9 @@ class Generation:
         if input_ids is None:
             raise ValueError("input_ids: got None, wanted the ids of the prompts")
         check_settings(kwargs)
-        visual = VisualTensors(pixel_values, frame_counts, seconds, question_ids, question_mask)
+        visual = VisualTensors(
+            pixel_values, frame_counts, seconds, question_ids, question_mask, question_text
+        )
         tokens = self.visual_tokens(input_ids, visual, attention_mask, max_tokens=max_tokens)
         prompts = self.splice(input_ids, tokens, attention_mask=attention_mask, padding_side="left")
         return self.continue_prompts(prompts, input_ids=input_ids, **kwargs)

@@ -21,9 +21,15 @@ class VisualTensors:
     seconds: Tensor | None = None
     question_ids: Tensor | None = None
     question_mask: Tensor | None = None
+    question_text: Tensor | None = None
 
-    def apart(self, is_image: Sequence[bool], image_size: int) -> list[VisualInput]:
+    def apart(
+        self, is_image: Sequence[bool], image_size: int, asked: Sequence[str | None] = ()
+    ) -> list[VisualInput]:
         """The input of each placeholder; `is_image` says, in reading order, what it stands for.
+
+        Args:
+            asked: the question to each, if it is said otherwise; None: as the tensors have it.
 
         Raises:
             ValueError: naming the argument, what came and what was wanted.
@@ -34,20 +40,45 @@ class VisualTensors:
         counts = _counts(self.frame_counts, is_image)
         pixels = _pixels(self.pixel_values, sum(counts), image_size)
         times = _times(self.seconds, counts)
-        questions = _questions(self.question_ids, self.question_mask, len(is_image))
+        questions: list[str | Tensor] = [text for text in asked if text is not None]
+        if len(questions) < len(is_image):
+            questions = self._questions(len(is_image))
         return [
             VisualInput(*parts)
             for parts in zip(pixels.split(counts), times, questions, strict=True)
         ]
 
+    def _questions(self, count: int) -> list[str | Tensor]:
+        ids = _question_ids(self.question_ids, self.question_mask, count)
+        return list(ids) if self.question_text is None else texts_of(self.question_text, count)
+
 
 @dataclass(frozen=True, eq=False)
 class VisualInput:
-    """One video or image: (T, 3, S, S) pixels, (T,) seconds, (L,) ids of its question."""
+    """One video or image: (T, 3, S, S) pixels, (T,) seconds, its question or (L,) ids of that."""
 
     pixels: Tensor
     seconds: Tensor
-    question: Tensor
+    question: str | Tensor
+
+
+def as_tensor(texts: Sequence[str]) -> Tensor:
+    """Texts as (V, Lt) uint8, UTF-8 with zeros behind it, which goes wherever tensors go."""
+    coded = [torch.tensor([*text.encode(), 0], dtype=torch.uint8) for text in texts]
+    return torch.nn.utils.rnn.pad_sequence(coded, batch_first=True)
+
+
+def texts_of(coded: Tensor, count: int) -> list[str | Tensor]:
+    """What `as_tensor` was given."""
+    if coded.dtype != torch.uint8 or coded.dim() != 2 or len(coded) != count:
+        raise ValueError(
+            f"question_text: got {coded.dtype} {tuple(coded.shape)}, "
+            f"wanted torch.uint8 ({count}, Lt), UTF-8 with zeros behind it"
+        )
+    try:
+        return [bytes(row).rstrip(b"\0").decode() for row in coded.tolist()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"question_text: got {error}, wanted UTF-8") from error
 
 
 def _times(seconds: Tensor | None, counts: list[int]) -> list[Tensor]:
@@ -101,7 +132,7 @@ def _pixels(pixel_values: Tensor | None, frames: int, size: int) -> Tensor:
     return pixel_values
 
 
-def _questions(ids: Tensor | None, mask: Tensor | None, count: int) -> list[Tensor]:
+def _question_ids(ids: Tensor | None, mask: Tensor | None, count: int) -> list[Tensor]:
     if ids is None:
         raise ValueError(
             f"question_ids: got None, wanted int64 WordPiece ids ({count}, L) of the question to "

@@ -13,6 +13,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from bvllm_adapters.balanced_tokenizer import BalancedTokenizer
+from bvllm_adapters.context import asked
 from bvllm_adapters.features import FrameFeatures, VisualTokens
 from bvllm_adapters.frame_selector import FrameSelector
 from bvllm_adapters.hosts.language_model import CACHE_NAMES, cache_name, one_cache
@@ -95,6 +96,7 @@ class BvllmQwen2ForConditionalGeneration(Generation, PreTrainedModel, Generation
         past_key_values: Any = None,
         return_dict: bool | None = None,
         cache: Any = None,
+        question_text: Tensor | None = None,
         **kwargs: Any,
     ) -> BvllmQwen2Output | tuple[Any, ...]:
         """Logits over the spliced prompts: each placeholder gives way to its visual tokens.
@@ -115,6 +117,10 @@ class BvllmQwen2ForConditionalGeneration(Generation, PreTrainedModel, Generation
             generator: source of the selector's noise in training.
             past_key_values, cache: two names of one thing. Once it holds something, input_ids
                 continue the spliced prompts and attention_mask covers both.
+            question_text: (V, Lt) uint8 the same questions in UTF-8, zero at padding, as the
+                processor gives them. They go before the ids, as the tokenizer then reads them by
+                its own words and limit; a question of `bvllm_adapters.question.asking` goes
+                before both.
             kwargs: of Qwen2ForCausalLM, such as use_cache and logits_to_keep.
 
         Raises:
@@ -122,7 +128,9 @@ class BvllmQwen2ForConditionalGeneration(Generation, PreTrainedModel, Generation
         """
         cache = one_cache(cache, past_key_values)
         kwargs |= {cache_name(self.language_model.forward): cache, "return_dict": True}
-        visual = VisualTensors(pixel_values, frame_counts, seconds, question_ids, question_mask)
+        visual = VisualTensors(
+            pixel_values, frame_counts, seconds, question_ids, question_mask, question_text
+        )
         tokens: list[VisualTokens] | None = None
         if input_ids is None or not bool(self._is_placeholder(input_ids).any()):
             visual.apart([], self.image_size)
@@ -196,11 +204,12 @@ class BvllmQwen2ForConditionalGeneration(Generation, PreTrainedModel, Generation
                 )
             is_placeholder &= attention_mask.bool()
         is_image = (input_ids[is_placeholder] == self.config.image_token_id).tolist()
-        inputs = visual.apart(is_image, self.image_size)
+        rows = placeholder_rows(input_ids, self.placeholders, attention_mask)
+        inputs = visual.apart(is_image, self.image_size, [asked(row) for row in rows])
         tokens: list[VisualTokens] = self.balanced_tokenizer(
             [self.encode(each.pixels, each.seconds) for each in inputs],
             [each.question for each in inputs],
-            prompts=placeholder_rows(input_ids, self.placeholders, attention_mask),
+            prompts=rows,
             max_tokens=max_tokens,
             generator=generator,
         )

@@ -23,6 +23,7 @@ from bvllm_qwen2.chat import (
     question_of,
     visuals_of,
 )
+from bvllm_qwen2.inputs import as_tensor
 from bvllm_qwen2.options import Options, for_template
 from bvllm_qwen2.sources import in_order, metadata_in_order, read_image
 
@@ -48,7 +49,8 @@ class BvllmQwen2Processor(ProcessorMixin):
             is used, so that pixels do not depend on whether torchvision is installed.
         tokenizer: of the language model; "<image>" and "<video>" are added to it if it lacks them.
         chat_template: None: Qwen2-Instruct's, with placeholders.
-        max_question_tokens, question_vocabulary: see `BalancedTokenizerConfig`.
+        max_question_tokens, question_vocabulary: of the `question_ids`, see
+            `BalancedTokenizerConfig`; the model reads `question_text` by its own.
     """
 
     def __init__(
@@ -139,6 +141,7 @@ class BvllmQwen2Processor(ProcessorMixin):
                 "seconds": torch.cat([torch.from_numpy(v.seconds).float() for v in inputs]),
                 "question_ids": ids,
                 "question_mask": mask.long(),
+                "question_text": as_tensor(asked),
             }
         return Inputs(data)
 
@@ -219,7 +222,7 @@ class BvllmQwen2Processor(ProcessorMixin):
     def model_input_names(self) -> list[str]:
         return [
             *("input_ids", "attention_mask", "pixel_values", "frame_counts", "seconds"),
-            *("question_ids", "question_mask"),
+            *("question_ids", "question_mask", "question_text"),
         ]
 
     @property

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bvllm_adapters.question import QuestionTokenizer, pad
 from bvllm_adapters.training.host import Example
 from bvllm_adapters.video.frames import Video
 from bvllm_qwen2.processing import BvllmQwen2Processor
@@ -43,17 +42,12 @@ class BvllmQwen2Training:
         return self.processor.pixels(video.frames)
 
     def inputs(self, examples: Sequence[Example]) -> dict[str, Any]:
-        visuals = [(example, visual) for example in examples for visual in example.visuals]
+        """The question is said by `asking`, and read by the model's own tokenizer."""
+        visuals = [visual for example in examples for visual in example.visuals]
         if not visuals:
             return {}
-        tokenize = QuestionTokenizer(
-            self.processor.max_question_tokens, self.processor.question_vocabulary
-        )
-        question_ids, question_mask = pad([tokenize(example.question) for example, _ in visuals])
         return {
-            "pixel_values": torch.cat([visual.pixels for _, visual in visuals]),
-            "frame_counts": torch.tensor([len(visual.pixels) for _, visual in visuals]),
-            "seconds": torch.cat([visual.seconds.float() for _, visual in visuals]),
-            "question_ids": question_ids,
-            "question_mask": question_mask.long(),
+            "pixel_values": torch.cat([visual.pixels for visual in visuals]),
+            "frame_counts": torch.tensor([len(visual.pixels) for visual in visuals]),
+            "seconds": torch.cat([visual.seconds.float() for visual in visuals]),
         }

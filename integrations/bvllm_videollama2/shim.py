@@ -20,7 +20,7 @@ from bvllm_adapters.hosts.host import OwnWay
 from bvllm_adapters.hosts.language_model import bare_language_model
 from bvllm_adapters.hosts.splice import placeholder_rows, splice
 from bvllm_adapters.hosts.turns import special_tokens, turns_of
-from bvllm_adapters.question import QuestionTokenizer, pad, without
+from bvllm_adapters.question import own_words, pad, without
 from bvllm_adapters.weights.device import device_of
 from bvllm_adapters.weights.hub import inside
 from bvllm_adapters.weights.json_file import blamed
@@ -126,15 +126,19 @@ class Videollama2Host:
     def config(self, model: Any) -> BalancedTokenizerConfig:
         """The paper's settings in this model's widths.
 
-        config.json's `mm_qformer_config` and `mm_qformer_vocab` give other Q-Formers.
+        config.json's `mm_qformer_config` and `mm_qformer_vocab` give other Q-Formers and words.
         """
         tower = model.get_vision_tower()
         if tower is None:
             raise ValueError("model: got a language model alone, wanted one with a vision tower")
         given = getattr(model.config, "mm_qformer_config", None) or {}
         sizes = {ours: given[theirs] for theirs, ours in QFORMER.items() if theirs in given}
-        if getattr(model.config, "mm_qformer_vocab", None) is not None:
-            sizes.setdefault("vocab_size", self.question_tokenizer(model, 256).vocab_size)
+        words = getattr(model.config, "mm_qformer_vocab", None)
+        if words is not None:
+            file = Path(str(model.name_or_path)) / "config.json"
+            sizes["vocabulary"] = own_words(inside(file, "mm_qformer_vocab", words))
+        if sizes.get("vocabulary") is not None:
+            sizes["vocab_size"] = len(sizes["vocabulary"])
         with blamed(f"{model.name_or_path or 'the model'}: config: mm_qformer_config"):
             return BalancedTokenizerConfig(
                 vision_width=model.config.mm_hidden_size,
@@ -142,13 +146,6 @@ class Videollama2Host:
                 frame_feature="cls" if has_cls(tower.vision_tower) else "mean",
                 **sizes,
             )
-
-    def question_tokenizer(self, model: Any, max_length: int) -> QuestionTokenizer:
-        """With the checkpoint's own vocabulary, if it brings one."""
-        name = getattr(model.config, "mm_qformer_vocab", None)
-        file = Path(str(model.name_or_path)) / "config.json"
-        vocabulary = None if name is None else inside(file, "mm_qformer_vocab", name)
-        return QuestionTokenizer(max_length, vocabulary)
 
     def tower(self, model: Any) -> nn.Module:
         tower: nn.Module = model.get_vision_tower()

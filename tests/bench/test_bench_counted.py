@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from bvllm_adapters.balanced_tokenizer import BalancedTokenizer
 from bvllm_adapters.bench import published, shapes
+from bvllm_adapters.bench.counted import Counter, Setting
 from bvllm_adapters.bench.measure import bench, count
 from bvllm_adapters.bench.reading import Reading
 from bvllm_adapters.bench.rows import TOTAL
 from bvllm_adapters.bench.shapes import empty, flops_of, in_shape, shape_of
+from bvllm_adapters.config import plan
+from bvllm_qwen2.tiny import tiny_model
+
+STAGES = ["frame_selector", "spatial_sampler"]
 
 
 def test_a_linear_layer():
@@ -196,3 +204,26 @@ def test_each_host_runs_in_small(name):
 def test_an_unknown_host():
     with pytest.raises(ValueError, match="host: got 'Nobody', wanted one of"):
         published.build("Nobody")
+
+
+@pytest.mark.parametrize("left_out", [["spatial_sampler"], ["frame_selector"], STAGES])
+@pytest.mark.parametrize("max_tokens", [None, 40])
+def test_what_is_expected_of_a_tokenizer_without_stages(left_out, max_tokens):
+    """As many tokens as it makes of a video, in which every query finds a frame of its own."""
+    model, _ = tiny_model()
+    config = replace(model.balanced_tokenizer.config, num_frames=3, max_tokens=max_tokens)
+    stages = dict.fromkeys(left_out)
+    model.balanced_tokenizer = tokenizer = BalancedTokenizer(config, **stages).eval()
+    frame, pixels = torch.empty(1, 1, 3, dtype=torch.uint8), torch.empty(1, 3, 64, 64)
+    counter = Counter(model, Setting("?", 5, 2, frame, pixels))
+    trace = counter.expected(7)
+    most = plan(
+        config, 7,
+        tokens_per_frame=None if tokenizer.spatial_sampler else 16,
+        all_frames=tokenizer.frame_selector is None,
+    )  # fmt: skip
+    assert trace.num_tokens == sum(frame.tokens for frame in trace.frames) == most
+    work = counter.wrapped(trace)
+    assert work["sampler"].bytes == len(trace.frames) * 64 * 4 * (
+        config.tokens_per_frame if tokenizer.spatial_sampler else 16
+    )

@@ -95,7 +95,7 @@ def test_sizes_that_differ(model: Any) -> None:
         from_llama_vid(tokenizer, model)
     assert all(torch.equal(value, before[name]) for name, value in tokenizer.state_dict().items())
     with pytest.raises(CheckpointError, match=r"word_embeddings.weight \(443, 48\), wanted \(500"):
-        from_llama_vid(tokenizer_like(model, vocab_size=500), model)
+        from_llama_vid(tokenizer_like(model, vocab_size=500, vocabulary=None), model)
     with pytest.raises(CheckpointError, match=r"missing for \['spatial_sampler.qformer.layers.3"):
         from_llama_vid(tokenizer_like(model, qformer_layers=5), model)
 

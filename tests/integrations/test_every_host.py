@@ -3,6 +3,7 @@ makes no difference."""
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import bvllm_adapters as bvllm
 from bvllm_adapters import Encoding
 from bvllm_adapters.hosts.find import host_of
 from bvllm_adapters.hosts.language_model import CACHE_NAMES
+from bvllm_adapters.weights.checkpoint import CheckpointError
 
 BUNNY = Path(__file__).parents[2] / "examples" / "big_buck_bunny.mp4"
 QUESTIONS = ["What is it?", "", "Who is behind the large tree, and what are they doing there?"]
@@ -151,3 +153,83 @@ def test_an_offloaded_eva_is_refused(tmp_path: Path) -> None:
     wrap_small(model)
     with pytest.raises(ValueError, match="vision tower: got offloaded weights of an EVA"):
         bvllm.open_video(model, BUNNY, processor=processor)
+
+
+def told(answers: list[bvllm.Answer]) -> list[Any]:
+    return [(answer.text, answer.trace.frames) for answer in answers]
+
+
+def test_a_default_dtype_of_float64_changes_no_answer(
+    host: tuple[Any, Any], tmp_path: Path
+) -> None:
+    model, processor = host
+    bvllm.save_adapter(model, tmp_path)
+    opened = bvllm.open_video(model, BUNNY, processor=processor)
+    wanted = told(opened.ask(QUESTIONS, **NEW))
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert told(opened.ask(QUESTIONS, **NEW)) == wanted
+        other = bvllm.wrap(bvllm.unwrap(copy.deepcopy(model)), adapter=tmp_path)
+        fresh = bvllm.open_video(other, BUNNY, processor=processor)
+        assert told(fresh.ask(QUESTIONS, **NEW)) == wanted
+        assert told(bvllm.ask_batch([(fresh, question) for question in QUESTIONS], **NEW)) == wanted
+        stream = bvllm.open_video(other, processor=processor)
+        stream.push(bvllm.read_video(BUNNY).frames)
+        assert told(stream.ask(QUESTIONS, **NEW)) == wanted
+        stream.save(tmp_path / "seen.safetensors")
+        loaded = bvllm.load_video(other, tmp_path / "seen.safetensors", processor=processor)
+        assert told(loaded.ask(QUESTIONS, **NEW)) == wanted
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_autocast_chooses_the_same_frames(host: tuple[Any, Any]) -> None:
+    """Of features that were made without it."""
+    model, processor = host
+    opened = bvllm.open_video(model, BUNNY, processor=processor, fps=4.0)
+    for question in QUESTIONS:
+        plain = tokens_of(opened, question)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            other = tokens_of(opened, question)
+        assert torch.equal(plain.selection.weights, other.selection.weights)
+        assert torch.equal(plain.selection.size, other.selection.size)
+        assert torch.equal(plain.frame, other.frame) and torch.equal(plain.slot, other.slot)
+
+
+def test_another_setting_of_the_processor_is_noticed(host: tuple[Any, Any], tmp_path: Path) -> None:
+    model, processor = host[0], copy.deepcopy(host[1])
+    file = tmp_path / "seen.safetensors"
+    opened = bvllm.open_video(model, BUNNY, processor=processor)
+    opened.save(file)
+    before = processor.image_processor.image_mean
+    processor.image_processor.image_mean = [0.1, 0.2, 0.3]
+    with pytest.raises(ValueError, match="processor: got pixels of the processor"):
+        opened.ask("What is it?", **NEW)
+    with pytest.raises(CheckpointError, match="of pixels of the processor"):
+        bvllm.load_video(model, file, processor=processor)
+    processor.image_processor.image_mean = before
+    assert opened.ask("What is it?", **NEW)
+    assert len(bvllm.load_video(model, file, processor=processor)) == len(opened)
+
+
+def test_weights_that_are_written_to_are_noticed(host: tuple[Any, Any]) -> None:
+    model, processor = copy.deepcopy(host[0]), host[1]
+    opened = bvllm.open_video(model, BUNNY, processor=processor)
+    with torch.no_grad():
+        next(host_of(model).tower(model).parameters()).mul_(1.01)
+    with pytest.raises(ValueError, match="model: got other weights of the tower"):
+        opened.ask("What is it?", **NEW)
+
+
+def test_a_stream_owns_what_was_pushed(host: tuple[Any, Any]) -> None:
+    model, processor = host
+    frames = bvllm.read_video(BUNNY).frames
+    one, other = (bvllm.open_video(model, processor=processor) for _ in range(2))
+    buffer = np.empty_like(frames[0])
+    for frame in frames:
+        one.push(frame)
+        buffer[:] = frame
+        other.push(buffer)
+    buffer[:] = 0
+    assert torch.equal(one.features.cls, other.features.cls)
+    assert torch.equal(tokens_of(one, "?").tokens, tokens_of(other, "?").tokens)
