@@ -8,6 +8,7 @@ moved. Whoever reads or saves next finishes that, wherever the process ended.
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import tempfile
@@ -18,7 +19,9 @@ from pathlib import Path
 from bvllm_adapters.weights.json_file import CheckpointError
 
 SAVED = ".bvllm-saved"  # holds whole new files that are yet to be moved into the folder around it
-SAVING = ".bvllm-saving-"  # before the name of a folder that is still being written
+SAVING = ".bvllm-saving"  # begins the name of a folder that is still being written
+
+_OURS = re.sub(r"\W", "", platform.node())  # this machine, as others may share its folders
 
 # Weights of a model; those of an earlier save, in other shards, must not stay beside new ones.
 _WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
@@ -37,21 +40,34 @@ def saved_whole(folder: str | Path) -> Iterator[Path]:
         raise ValueError(f"folder: got {folder}, which is a file, wanted a folder")
     folder.mkdir(parents=True, exist_ok=True)
     finish(folder)
-    writing = Path(tempfile.mkdtemp(prefix=SAVING, dir=folder))
+    _remove_left_behind(folder)
+    writing = Path(tempfile.mkdtemp(prefix=f"{SAVING}-{_OURS}-{os.getpid()}-", dir=folder))
     try:
         yield writing
         for file in writing.rglob("*"):
             if file.is_file():
                 _flush(file)
-        writing.rename(folder / SAVED)
+        _commit(writing, folder)
     except BaseException:
         shutil.rmtree(writing, ignore_errors=True)
         raise
     finish(folder)
 
 
+def _commit(writing: Path, folder: Path) -> None:
+    """The step that counts; after whoever else is saving here at the same time."""
+    while True:
+        try:
+            writing.rename(folder / SAVED)
+            return
+        except OSError:
+            if not (folder / SAVED).is_dir():
+                raise
+            finish(folder)
+
+
 def finish(folder: Path) -> None:
-    """Move what an interrupted save left into its folder, and remove what one left unfinished.
+    """Move what an interrupted save left into its folder.
 
     Raises:
         CheckpointError: the folder cannot be written to, so that only half of a save is in place.
@@ -65,17 +81,41 @@ def finish(folder: Path) -> None:
             for old in folder.iterdir():
                 if _WEIGHTS.fullmatch(old.name) and old.name not in names:
                     old.unlink(missing_ok=True)
-        for file in sorted(saved.rglob("*")):
+        found = sorted(saved.rglob("*"), reverse=True)  # what is deepest comes first
+        for file in found:
             if file.is_file():
                 target = folder / file.relative_to(saved)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with suppress(FileNotFoundError):  # another reader was there first
                     os.replace(file, target)
-        shutil.rmtree(saved, ignore_errors=True)
+        # Folders that are empty, and no others: what is in them now is of the next save.
+        for empty in [*(part for part in found if part.is_dir()), saved]:
+            with suppress(OSError):
+                empty.rmdir()
+    except FileNotFoundError:  # another reader has moved all of it
+        return
     except OSError as error:
         raise CheckpointError(
             f"{folder}: holds a save that was interrupted and cannot be finished ({error})"
         ) from error
+
+
+def _remove_left_behind(folder: Path) -> None:
+    """What processes of this machine were writing here when they were killed."""
+    for left in folder.glob(f"{SAVING}-{_OURS}-*"):
+        pid = left.name.removeprefix(f"{SAVING}-{_OURS}-").partition("-")[0]
+        if pid.isdigit() and not _runs(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it does, and is somebody else's
+        return True
+    return True
 
 
 def _flush(file: Path) -> None:
