@@ -145,5 +145,5 @@ def test_unknown_names_are_listed(tmp_path):
     with pytest.raises(ValueError, match=r"unknown names \['num_frame'\]"):
         BalancedTokenizerConfig.from_dict({"num_frame": 3})
     (tmp_path / "config.json").write_text(json.dumps([1]))
-    with pytest.raises(ValueError, match="holds list, wanted a JSON object"):
+    with pytest.raises(ValueError, match="holds a list, wanted a JSON object"):
         BalancedTokenizerConfig.load(tmp_path / "config.json")

@@ -26,7 +26,7 @@ BUNNY = Path(__file__).parents[1] / "examples" / "big_buck_bunny.mp4"
 QUESTION = "What is behind the tree?"
 HISTORY = [("Who is it?", "A rabbit."), ("Is it large?", "Yes, it is.")]
 BEAMS: dict[str, Any] = {
-    "max_new_tokens": 4, "num_beams": 3, "num_return_sequences": 2, "eos_token_id": -1,
+    "max_new_tokens": 6, "num_beams": 3, "num_return_sequences": 2, "eos_token_id": -1,
 }  # fmt: skip
 FULL: dict[str, Any] = {"return_dict_in_generate": True, "output_scores": True}
 

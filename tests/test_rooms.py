@@ -12,8 +12,8 @@ PACKAGE = ROOT / "bvllm_adapters"
 
 # From the ground up: a module imports from its own floor or from those above it in this list.
 FLOORS = [
-    "data checks config context ledger",
-    "video weights",
+    "data checks weights config context ledger",
+    "video",
     "features question qformer",
     "frame_count frame_selector temporal_merger spatial_sampler budget_merger scout trace",
     "build balanced_tokenizer",

@@ -55,7 +55,8 @@ def check_image_processor(file: Path, values: Mapping[str, Any], processor: Any)
             raise CheckpointError(f"{file}: {name}: got {value!r}, wanted 3 numbers up to 1")
     for name in ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"):
         value = getattr(processor, name, None)
-        if not isinstance(value, bool) and not (value is None and name == "do_convert_rgb"):
+        as_usual = value is None and getattr(type(processor), name, None) is None
+        if not isinstance(value, bool) and not as_usual:
             raise CheckpointError(f"{file}: {name}: got {value!r}, wanted true or false")
     factor: Any = getattr(processor, "rescale_factor", None)
     if not _is_number(factor) or not 0 < factor <= 1:

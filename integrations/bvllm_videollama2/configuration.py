@@ -48,15 +48,6 @@ class Videollama2LlamaConfig(LlamaConfig):
     keys_to_ignore_at_inference = list(CACHE_NAMES)  # noqa: RUF012
 
 
-# Fields of mm_qformer_config that size the Q-Formers, as their published configs name them.
-QFORMER = {
-    "hidden_size": "qformer_width",
-    "num_hidden_layers": "qformer_layers",
-    "num_attention_heads": "qformer_heads",
-    "intermediate_size": "qformer_ffn_width",
-    "cross_attention_frequency": "cross_attention_frequency",
-    "vocab_size": "vocab_size",
-}
 _LARGE = {
     "model_type": "clip_vision_model",
     "hidden_size": 1024,

@@ -5,6 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+# Fields of mm_qformer_config that size the Q-Formers, as their published configs name them.
+QFORMER = {
+    "hidden_size": "qformer_width",
+    "num_hidden_layers": "qformer_layers",
+    "num_attention_heads": "qformer_heads",
+    "intermediate_size": "qformer_ffn_width",
+    "cross_attention_frequency": "cross_attention_frequency",
+    "vocab_size": "vocab_size",
+}
+
 MISTRAL_7B: dict[str, Any] = {
     "vocab_size": 32000,
     "hidden_size": 4096,

@@ -26,7 +26,6 @@ from bvllm_adapters.weights.hub import inside
 from bvllm_adapters.weights.json_file import blamed
 from bvllm_adapters.weights.towers import has_cls
 from bvllm_videollama2.calls import Calls
-from bvllm_videollama2.configuration import QFORMER
 from bvllm_videollama2.frame_features import frame_features, frames_of, look
 from bvllm_videollama2.inputs import (
     PLACEHOLDERS,
@@ -36,7 +35,7 @@ from bvllm_videollama2.inputs import (
     with_visual_tokens,
 )
 from bvllm_videollama2.prompts import question_in, text_tokenizer
-from bvllm_videollama2.published import PUBLISHED, parts
+from bvllm_videollama2.published import PUBLISHED, QFORMER, parts
 
 if TYPE_CHECKING:
     from bvllm_videollama2.preprocessing import Videollama2Processor

@@ -31,9 +31,10 @@ from bvllm_adapters.weights.hub import local_folder, named_folder
 from bvllm_adapters.weights.json_file import CheckpointError, blamed, read_json
 from bvllm_adapters.weights.merged_lora import merge_lora
 from bvllm_adapters.weights.sizes import Shapes, check_kinds, check_present, check_settings
-from bvllm_videollama2.configuration import QFORMER, tower_folder
+from bvllm_videollama2.configuration import tower_folder
 from bvllm_videollama2.experts import together
 from bvllm_videollama2.modeling import MODELS, Videollama2MetaForCausalLM
+from bvllm_videollama2.published import QFORMER
 
 log = logging.getLogger("bvllm_adapters")
 
