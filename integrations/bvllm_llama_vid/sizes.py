@@ -125,7 +125,7 @@ def _name(
     if new or given:
         setattr(config, key, new | given)
     if "hidden_size" in new and "num_attention_heads" not in given:
-        raise CheckpointError(
+        raise ValueError(
             f"{key}: got weights of width {new['hidden_size']} and no num_attention_heads, which "
             "no weight shows; wanted it said"
         )
