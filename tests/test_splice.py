@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bvllm_adapters.hosts.splice import placeholder_rows, splice
+from bvllm_adapters.hosts.splice import places_of_ids, placeholder_rows, splice
 
 VIDEO, IMAGE, WIDTH = -201, 7, 2  # a placeholder may be negative or a word of the vocabulary
 
@@ -58,10 +58,17 @@ def test_each_row_is_as_if_alone_whatever_the_padding(data, side_in, side_out):
         ]
         for row in texts
     ]
-    together = splice(
-        ids, embed, list(chain(*inputs)), {VIDEO, IMAGE},
-        attention_mask=mask, labels=ids, padding_side=side_out,
-    )  # fmt: skip
+    with places_of_ids() as watched:
+        together = splice(
+            ids, embed, list(chain(*inputs)), {VIDEO, IMAGE},
+            attention_mask=mask, labels=ids, padding_side=side_out,
+        )  # fmt: skip
+    (places,) = watched
+    for row, mine, embeds, labels in zip(ids, mask.bool(), places, together.labels, strict=True):
+        assert bool(((embeds >= 0) & (embeds < max(1, together.labels.shape[1]))).all())
+        words = mine & (row != VIDEO) & (row != IMAGE)
+        assert torch.equal(labels[embeds[words]], row[words])
+        assert bool((embeds[mine].diff() >= 0).all())
     for i, (row, tokens) in enumerate(zip(texts, inputs, strict=True)):
         row_ids = torch.tensor([row])
         alone = splice(row_ids, embed, tokens, {VIDEO, IMAGE}, labels=row_ids)

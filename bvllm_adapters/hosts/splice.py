@@ -6,7 +6,9 @@ input, S length after splicing, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,6 +42,24 @@ def placeholder_rows(
 ) -> list[int]:
     """The row of each placeholder in (B, L) ids, in reading order: whose visual input is whose."""
     return _is_placeholder(input_ids, placeholders, attention_mask).nonzero()[:, 0].tolist()
+
+
+_watched: ContextVar[list[Tensor] | None] = ContextVar("bvllm_places", default=None)
+
+
+@contextmanager
+def places_of_ids() -> Iterator[list[Tensor]]:
+    """Where ids have gone: each `splice` inside, in this thread, adds its (B, L) int64 places.
+
+    An id's place is in [0, S); that of a placeholder is its last visual token's or, if it has
+    none, that of what stands before it; of padding, any.
+    """
+    places: list[Tensor] = []
+    token = _watched.set(places)
+    try:
+        yield places
+    finally:
+        _watched.reset(token)
 
 
 def splice(
@@ -106,6 +126,12 @@ def splice(
 
     lengths = [len(row) for row in rows]
     spliced_mask = _pad([attention_mask.new_ones(n) for n in lengths], 0, padding_side)
+    watched = _watched.get()
+    if watched is not None:
+        count = attention_mask.bool().long()
+        count[is_visual] = count.new_tensor([len(tokens) for tokens in visual])
+        before = spliced_mask.long().argmax(dim=1, keepdim=True)  # padding on the left
+        watched.append((before + count.cumsum(dim=1) - 1).clamp_min(0))
     return SplicedPrompts(
         inputs_embeds=_pad(rows, 0.0, padding_side),
         attention_mask=spliced_mask,

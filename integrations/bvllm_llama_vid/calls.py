@@ -16,7 +16,8 @@ from bvllm_adapters.hosts.language_model import (
     language_class,
     one_cache,
 )
-from bvllm_adapters.hosts.splice import left_padded
+from bvllm_adapters.hosts.splice import left_padded, places_of_ids
+from bvllm_adapters.hosts.trainers import beside_all_weights, for_trainers
 from bvllm_llama_vid.inputs import is_placeholder
 
 Prompts = Sequence[Sequence[str]]
@@ -49,23 +50,27 @@ class Calls(StepsOfTransformers):
         **kwargs: Any,
     ) -> Any:
         """A LlamaForCausalLM's, with `images` and `prompts` of
-        `prepare_inputs_labels_for_multimodal`; logits are (B, S, V). The cache may come under
-        either name."""
+        `prepare_inputs_labels_for_multimodal`; logits are (B, S, V), and the output's `labels`
+        those of the spliced prompts. A Trainer, known by its num_items_in_batch, gets logits over
+        the ids, and no labels but its own. The cache may come under either name."""
         cache = one_cache(cache, past_key_values)
+        places: list[Tensor] = []
         if input_ids is not None and inputs_embeds is None:
-            input_ids, attention_mask, cache, inputs_embeds, labels = (
-                self.prepare_inputs_labels_for_multimodal(
-                    input_ids, attention_mask, cache, labels, images, prompts=prompts
+            with places_of_ids() as places:
+                input_ids, attention_mask, cache, inputs_embeds, labels = (
+                    self.prepare_inputs_labels_for_multimodal(
+                        input_ids, attention_mask, cache, labels, images, prompts=prompts
+                    )
                 )
-            )
             if inputs_embeds is not None and attention_mask is not None:
                 # From each row's first token on, so that padding before it changes nothing.
                 first = attention_mask.long().argmax(dim=1, keepdim=True)
                 count = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)
                 position_ids = (count - first).clamp_min(0)
+        input_ids, inputs_embeds = beside_all_weights(self, input_ids, inputs_embeds)
         llama = language_class(self)
         kwargs[cache_name(llama.forward)] = cache
-        return llama.forward(
+        outputs: Any = llama.forward(
             self,
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -76,6 +81,9 @@ class Calls(StepsOfTransformers):
             logits_to_keep=logits_to_keep,
             **kwargs,
         )
+        if not for_trainers(self, outputs, places, kwargs) and not isinstance(outputs, tuple):
+            outputs.labels = labels
+        return outputs
 
     @torch.no_grad()
     def generate(

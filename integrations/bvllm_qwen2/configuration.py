@@ -121,7 +121,12 @@ class BvllmQwen2Config(PreTrainedConfig):
 
     model_type = "bvllm_qwen2"
     sub_configs = {"text_config": Qwen2Config, "vision_config": AutoConfig}  # noqa: RUF012
-    keys_to_ignore_at_inference = [*CACHE_NAMES, "attention_mask", "visual_tokens"]  # noqa: RUF012
+    keys_to_ignore_at_inference = [  # noqa: RUF012
+        *CACHE_NAMES,
+        "attention_mask",
+        "visual_tokens",
+        "labels",
+    ]
 
     def __init__(
         self,

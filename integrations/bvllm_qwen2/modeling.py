@@ -17,7 +17,14 @@ from bvllm_adapters.context import asked
 from bvllm_adapters.features import FrameFeatures, VisualTokens
 from bvllm_adapters.frame_selector import FrameSelector
 from bvllm_adapters.hosts.language_model import CACHE_NAMES, cache_name, one_cache
-from bvllm_adapters.hosts.splice import PaddingSide, SplicedPrompts, placeholder_rows, splice
+from bvllm_adapters.hosts.splice import (
+    PaddingSide,
+    SplicedPrompts,
+    places_of_ids,
+    placeholder_rows,
+    splice,
+)
+from bvllm_adapters.hosts.trainers import beside_all_weights, for_trainers
 from bvllm_adapters.seeing.encoding import encode_pixels
 from bvllm_adapters.spatial_sampler import SpatialSampler
 from bvllm_adapters.weights.device import device_of
@@ -35,10 +42,15 @@ class BvllmQwen2Output(CausalLMOutputWithPast):
         attention_mask: (B, S) of the spliced prompts; to go on from their cache, append a one for
             each new token.
         visual_tokens: of each visual input in reading order, with their provenance.
+        labels: (B, S) of the spliced prompts, -100 at visual tokens and padding, where labels came.
+
+    A Trainer, known by its num_items_in_batch, holds the logits beside the labels of its ids. It
+    gets (B, L) logits, those of the last visual token at a placeholder, and no labels.
     """
 
     attention_mask: Tensor | None = None
     visual_tokens: list[VisualTokens] | None = None
+    labels: Tensor | None = None
 
 
 class BvllmQwen2ForConditionalGeneration(Generation, PreTrainedModel, GenerationMixin):
@@ -132,34 +144,48 @@ class BvllmQwen2ForConditionalGeneration(Generation, PreTrainedModel, Generation
             pixel_values, frame_counts, seconds, question_ids, question_mask, question_text
         )
         tokens: list[VisualTokens] | None = None
+        places: list[Tensor] = []
         if input_ids is None or not bool(self._is_placeholder(input_ids).any()):
             visual.apart([], self.image_size)
             if input_ids is not None and attention_mask is not None:
                 kwargs.setdefault("position_ids", _positions(attention_mask, input_ids.shape[1]))
+            ids, embeds = beside_all_weights(self, input_ids, kwargs.pop("inputs_embeds", None))
             output = self.language_model(
-                input_ids=input_ids, attention_mask=attention_mask, labels=labels, **kwargs
+                input_ids=ids,
+                inputs_embeds=embeds,
+                attention_mask=attention_mask,
+                labels=labels,
+                **kwargs,
             )
         else:
             self._check_continues_nothing(cache, kwargs)
             tokens = self.visual_tokens(
                 input_ids, visual, attention_mask, max_tokens=max_tokens, generator=generator
             )
-            prompts = self.splice(
-                input_ids,
-                tokens,
-                attention_mask=attention_mask,
-                labels=labels,
-                padding_side=_padding_side(attention_mask),
-            )
-            attention_mask = prompts.attention_mask
+            with places_of_ids() as places:
+                prompts = self.splice(
+                    input_ids,
+                    tokens,
+                    attention_mask=attention_mask,
+                    labels=labels,
+                    padding_side=_padding_side(attention_mask),
+                )
+            attention_mask, labels = prompts.attention_mask, prompts.labels
+            _, embeds = beside_all_weights(self, None, prompts.inputs_embeds)
             output = self.language_model(
-                inputs_embeds=prompts.inputs_embeds,
+                inputs_embeds=embeds,
                 attention_mask=attention_mask,
                 position_ids=prompts.position_ids,
-                labels=prompts.labels,
+                labels=labels,
                 **kwargs,
             )
-        result = BvllmQwen2Output(**output, attention_mask=attention_mask, visual_tokens=tokens)
+        called_by_trainer = for_trainers(self, output, places, kwargs)
+        result = BvllmQwen2Output(
+            **output,
+            attention_mask=attention_mask,
+            visual_tokens=tokens,
+            labels=None if called_by_trainer else labels,
+        )
         return result.to_tuple() if return_dict is False else result
 
     def freeze(self) -> None:

@@ -14,6 +14,8 @@ from bvllm_adapters.hosts.language_model import (
     language_class,
     one_cache,
 )
+from bvllm_adapters.hosts.splice import places_of_ids
+from bvllm_adapters.hosts.trainers import beside_all_weights, for_trainers
 from bvllm_videollama2.inputs import Visual, positions, prompts_to_continue
 
 
@@ -46,19 +48,24 @@ class Calls(StepsOfTransformers):
     ) -> Any:
         """Logits over the spliced prompts; see `prepare_inputs_labels_for_multimodal`.
 
-        The output's `labels` are those of the spliced prompts. Given position_ids are for prompts
-        without images; spliced prompts are numbered anew. The cache may come under either name.
+        The output's `labels` are those of the spliced prompts. A Trainer, known by its
+        num_items_in_batch, gets logits over the ids, and no labels but its own. Given position_ids
+        are for prompts without images; spliced prompts are numbered anew. The cache may come under
+        either name.
         generate() asks for the last logits alone, as it finds `logits_to_keep` here.
         """
         cache = one_cache(cache, past_key_values)
+        places: list[Tensor] = []
         if inputs_embeds is None and input_ids is not None:
-            input_ids, attention_mask, cache, inputs_embeds, labels = (
-                self.prepare_inputs_labels_for_multimodal(
-                    input_ids, attention_mask, cache, labels, images
+            with places_of_ids() as places:
+                input_ids, attention_mask, cache, inputs_embeds, labels = (
+                    self.prepare_inputs_labels_for_multimodal(
+                        input_ids, attention_mask, cache, labels, images
+                    )
                 )
-            )
             if inputs_embeds is not None:
                 position_ids = positions(attention_mask)
+        input_ids, inputs_embeds = beside_all_weights(self, input_ids, inputs_embeds)
         language_model = language_class(self)
         kwargs[cache_name(language_model.forward)] = cache
         outputs: Any = language_model.forward(
@@ -75,7 +82,7 @@ class Calls(StepsOfTransformers):
             logits_to_keep=logits_to_keep,
             **kwargs,
         )
-        if not isinstance(outputs, tuple):
+        if not for_trainers(self, outputs, places, kwargs) and not isinstance(outputs, tuple):
             outputs.labels = labels
         return outputs
 
@@ -89,9 +96,10 @@ class Calls(StepsOfTransformers):
         """New tokens only, behind prompts that may be padded on either side.
 
         Args:
-            inputs: (B, L) ids. images: see `prepare_inputs_labels_for_multimodal`.
+            inputs: (B, L) ids, also as input_ids. images: see `prepare_inputs_labels_for_multimodal`.
             kwargs: of transformers' generate, such as attention_mask and max_new_tokens.
         """
+        inputs = kwargs.pop("input_ids", None) if inputs is None else inputs
         return language_class(self).generate(
             self, **prompts_to_continue(self, inputs, images, kwargs)
         )
