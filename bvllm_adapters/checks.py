@@ -37,6 +37,8 @@ def check_number(
         if isinstance(value, str):
             hint = " (YAML takes 1e-3 for text: write 1.0e-3 or 0.001)"
         raise TypeError(f"{name}: got {value!r}, wanted a number {wanted}{hint}")
+    if isinstance(value, int) and abs(value) > 10**300:
+        raise ValueError(f"{name}: got an int beyond 1e300, wanted a number {wanted}")
     if not (least <= value <= most and above < value < below and math.isfinite(value)):
         raise ValueError(f"{name}: got {value}, wanted a number {wanted}")
 
@@ -64,7 +66,7 @@ def text(name: str, value: object) -> str:
 
 
 def path(name: str, value: object) -> Path:
-    if not isinstance(value, str | Path) or not str(value):
+    if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
         raise ValueError(f"{name}: got {value!r}, wanted a path")
     return Path(value)
 

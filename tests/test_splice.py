@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bvllm_adapters.hosts.splice import places_of_ids, placeholder_rows, splice
+from bvllm_adapters.hosts.splice import placeholder_rows, places_of_ids, splice
 
 VIDEO, IMAGE, WIDTH = -201, 7, 2  # a placeholder may be negative or a word of the vocabulary
 

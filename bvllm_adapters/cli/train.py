@@ -11,7 +11,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "config", help="YAML file; examples/training has one for each host and stage"
     )
-    parser.add_argument("--dry-run", action="store_true", help="check files, show samples, stop")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check all that is needed, show samples, stop"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
 
 
@@ -22,7 +24,7 @@ def run(options: argparse.Namespace) -> int:
     if options.dry_run:
         from bvllm_adapters.training.dry_run import dry_run
 
-        for line in dry_run(config):
+        for line in dry_run(config, resume=options.resume):
             print(line)
         return 0
     from bvllm_adapters.training.run import train

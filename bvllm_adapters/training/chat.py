@@ -22,14 +22,14 @@ def tokenized(row: Row, host: HostTraining, max_length: int) -> tuple[Tensor, Te
         max_length: ids at most, before visual tokens come in; what is longer loses its end.
 
     Raises:
-        RowError: where the chat format changes what was said before, a placeholder would be cut
-            off, or nothing is left to learn.
+        RowError: where the chat format changes what was said before or has no place for a system
+            turn, a placeholder would be cut off, or nothing is left to learn.
     """
     ids: list[int] = []
     labels: list[int] = []
     for end in range(2, len(row.turns) + 1, 2):
-        asked = host.ids(host.prompt(row.turns[: end - 1]))
-        answered = host.ids(host.prompt(row.turns[:end]))
+        asked = host.ids(_prompt(row, end - 1, host))
+        answered = host.ids(_prompt(row, end, host))
         begin = _shared(asked, answered)
         if _shared(ids, answered) < len(ids) or begin < len(ids):
             raise RowError("the chat format writes earlier turns differently once there are more")
@@ -46,6 +46,21 @@ def tokenized(row: Row, host: HostTraining, max_length: int) -> tuple[Tensor, Te
     if all(label == IGNORED_LABEL for label in labels):
         raise RowError(f"max_length: got {max_length}, which leaves no answer to learn")
     return torch.tensor(ids), torch.tensor(labels)
+
+
+def _prompt(row: Row, turns: int, host: HostTraining) -> str:
+    """The first turns of a row, behind what the system says in it."""
+    if row.system is None:
+        return host.prompt(row.turns[:turns])
+    try:
+        text = host.prompt(row.turns[:turns], system=row.system)
+    except Exception as error:  # whatever a chat template raises
+        raise RowError(
+            f"conversations[0]: the chat format refuses a system turn: {error}"
+        ) from error
+    if row.system not in text:
+        raise RowError("conversations[0]: the chat format has no place for a system turn")
+    return text
 
 
 def _shared(a: Sequence[int], b: Sequence[int]) -> int:

@@ -13,6 +13,7 @@ import yaml
 from bvllm_adapters import checks
 from bvllm_adapters.checks import check_count
 from bvllm_adapters.config import BalancedTokenizerConfig
+from bvllm_adapters.training.files import read_yaml, write_whole
 from bvllm_adapters.training.lora_settings import LoraSettings, lora_settings
 from bvllm_adapters.training.rows import Source, sources_of
 
@@ -38,8 +39,12 @@ class TrainingConfig:
         instructblip: folder or file of InstructBLIP's weights, with which its Q-Formers begin.
         scout: folder or file of weights of an image model, for the encoder that `tokenizer` names
             as its scout's. It does not train, so a new one has to have them.
-        data: for each JSON file of conversations its `file`, and the folder that its `media` are
-            named from (left out: the file's own).
+        data: for each JSON or JSONL file of conversations its `file`, and the folder that its
+            `media` are named from (left out: the file's own).
+        outside_media: whether `..` in a row may lead out of that folder.
+        validation: the same of rows that are not trained on; the mean of their losses is logged as
+            eval_loss, each row's being the mean over its answer tokens, without noise.
+        validate_every: steps; None: `save_every`. Validated is after the last step too.
         output: folder for checkpoints and the trained adapter.
         train: in alignment, some of frame_selector, spatial_sampler and projection.
         fps, max_frames: of videos. max_length: ids of a row before visual tokens come in.
@@ -47,7 +52,8 @@ class TrainingConfig:
         warmup: share of the steps in which the learning rate rises.
         global_batch: rows of a step on all devices together. batch_per_device: rows at a time;
             what is left is accumulated.
-        epochs: times that each row is seen. max_steps: fewer than those make.
+        epochs: times that each row is seen. max_steps: that many instead, fewer or more than those
+            make: rows go round again.
         lora: see `LoraSettings`; alignment has none.
         precision: "bf16": frozen weights and arithmetic in bfloat16, trained weights in float32.
         gradient_checkpointing: activations are computed again instead of kept.
@@ -78,6 +84,9 @@ class TrainingConfig:
     fps: float = 1.0
     max_frames: int | None = None
     max_length: int = 2048
+    outside_media: bool = False
+    validation: tuple[Source, ...] = ()
+    validate_every: int | None = None
     warmup: float = 0.03
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
@@ -108,22 +117,28 @@ class TrainingConfig:
             if name == "output" or getattr(self, name) is not None:
                 put(self, name, checks.path(name, getattr(self, name)))
         for name in "global_batch batch_per_device max_length save_every log_every".split():
-            check_count(name, getattr(self, name))
-        for name in ("max_frames", "max_steps", "keep"):
+            _check_count(name, getattr(self, name))
+        for name in ("max_frames", "max_steps", "keep", "validate_every"):
             if getattr(self, name) is not None:
-                check_count(name, getattr(self, name))
+                _check_count(name, getattr(self, name))
         for name in ("workers", "seed"):
-            check_count(name, getattr(self, name), least=0)
-        for name in ("learning_rate", "fps", "epochs"):
+            _check_count(name, getattr(self, name), least=0)
+        checks.check_number("epochs", self.epochs, above=0, most=1e6)
+        for name in ("learning_rate", "fps"):
             checks.check_number(name, getattr(self, name), above=0)
         for name in ("weight_decay", "max_grad_norm"):
             checks.check_number(name, getattr(self, name), least=0)
         for name in ("warmup", "max_skipped"):
             checks.check_number(name, getattr(self, name), least=0, below=1)
-        if not isinstance(self.gradient_checkpointing, bool):
-            got = self.gradient_checkpointing
-            raise TypeError(f"gradient_checkpointing: got {got!r}, wanted True or False")
+        for name in ("gradient_checkpointing", "outside_media"):
+            got = getattr(self, name)
+            if not isinstance(got, bool):
+                raise TypeError(f"{name}: got {got!r}, wanted True or False")
         put(self, "data", sources_of(self.data))
+        if self.validation not in ((), [], None):
+            put(self, "validation", sources_of(self.validation, "validation"))
+        else:
+            put(self, "validation", ())
         put(self, "report_to", checks.several("report_to", self.report_to))
         put(self, "train", checks.several("train", self.train, PARTS))
         self._check_stage()
@@ -150,7 +165,7 @@ class TrainingConfig:
             for name in ("instructblip", "scout"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name}: got it beside adapter, wanted one to begin with")
-        unknown = sorted(set(self.tokenizer) - set(known))
+        unknown = sorted(map(str, set(self.tokenizer) - set(known)))
         if unknown:
             raise ValueError(f"tokenizer: got {unknown}, wanted some of {known}")
         scout = self.tokenizer.get("scout")
@@ -176,18 +191,20 @@ class TrainingConfig:
         return self.global_batch // at_once
 
     def steps(self, rows: int) -> int:
-        """How many whole steps so many rows make.
+        """How many whole steps so many rows make, or as many as `max_steps` says.
 
         Raises:
-            ValueError: for fewer rows than a step takes.
+            ValueError: for no rows or, without max_steps, fewer than a step takes.
         """
+        if rows and self.max_steps is not None:
+            return self.max_steps
         steps = math.floor(rows * self.epochs / self.global_batch)
         if steps == 0:
             raise ValueError(
                 f"data: got {rows} rows for {self.epochs:g} epochs, "
                 f"wanted enough for a global_batch of {self.global_batch}"
             )
-        return steps if self.max_steps is None else min(steps, self.max_steps)
+        return steps
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainingConfig:
@@ -201,18 +218,24 @@ class TrainingConfig:
 
     @classmethod
     def load(cls, file: str | Path) -> TrainingConfig:
-        """Of a YAML file; a file that cannot be read is a ValueError that names it."""
-        try:
-            values = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"config: {file}: cannot be read ({error})") from error
+        """Of a YAML file; whatever is wrong with it is a ValueError that names it."""
+        values = read_yaml("config", file)
         if not isinstance(values, Mapping):
             raise ValueError(f"config: {file}: got {type(values).__name__}, wanted names, values")
-        return cls.from_dict(values)
+        try:
+            return cls.from_dict(values)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"config: {file}: {error}") from error
 
     def save(self, file: Path) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False), encoding="utf-8")
+        """As YAML, whole or not at all; folders are made."""
+        write_whole(file, yaml.safe_dump(self.to_dict(), sort_keys=False))
+
+
+def _check_count(name: str, value: Any, *, least: int = 1) -> None:
+    check_count(name, value, least=least)
+    if value >= 2**31:
+        raise ValueError(f"{name}: got {value:,}, wanted less than {2**31:,}")
 
 
 def _plain(value: Any) -> Any:

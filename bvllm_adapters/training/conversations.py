@@ -5,6 +5,8 @@ LLaVA, Valley, Video-LLaVA, VideoLLaMA2 and LLaMA-VID publish their data in this
     [{"id": "0", "video": "valley/1.mp4", "conversations": [
         {"from": "human", "value": "<video>\\nWhat happens?"},
         {"from": "gpt", "value": "A rabbit wakes up."}]}, ...]
+
+A turn from "system" may stand before all others.
 """
 
 from __future__ import annotations
@@ -15,13 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from bvllm_adapters.training.media_paths import RowError as RowError
+from bvllm_adapters.training.media_paths import media_path
+
 Kind = Literal["image", "video"]
 TAGS: dict[str, Kind] = {"<image>": "image", "<video>": "video"}
 TAG = re.compile("|".join(TAGS))
-
-
-class RowError(ValueError):
-    """A row that is not as it should be; says what came and what was wanted."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,13 @@ class Row:
         turns: what human and model say in turn, the human first and the model last. The human's
             hold a tag "<image>" or "<video>" for each medium.
         media: what the tags stand for, in reading order.
+        system: what the model is told before all turns; None: what its chat format says itself.
     """
 
     name: str
     turns: tuple[str, ...]
     media: tuple[Medium, ...] = ()
+    system: str | None = None
 
     @property
     def question(self) -> str:
@@ -58,7 +61,7 @@ class Row:
         return TAG.sub("", self.turns[0]).strip()
 
 
-def parse(raw: Any, media: Path, name: str) -> Row:
+def parse(raw: Any, media: Path, name: str, *, outside: bool = False) -> Row:
     """One object of the JSON as a Row.
 
     - A turn's only tag goes to its beginning, as the hosts' own prompts have it; media that no tag
@@ -66,13 +69,20 @@ def parse(raw: Any, media: Path, name: str) -> Row:
       row has media of one kind only, the next one (LLaMA-VID's data say "<image>" of videos).
     - What a model says before the first question, and a last question without answer, are left out.
 
+    Args:
+        media: folder that images and videos are named from. name: for messages.
+        outside: whether `..` may lead out of that folder.
+
     Raises:
         RowError: what cannot be learned from.
     """
     if not isinstance(raw, Mapping):
         raise RowError(f"got {type(raw).__name__}, wanted an object with conversations")
-    turns = _turns(raw.get("conversations"))
-    paths = {kind: _paths(raw, kind) for kind in TAGS.values()}
+    system, turns = _turns(raw.get("conversations"))
+    paths = {
+        kind: [media_path(kind, path, media, outside=outside) for path in _paths(raw, kind)]
+        for kind in TAGS.values()
+    }
     if any(TAG.search(answer) for answer in turns[1::2]):
         raise RowError(
             "conversations: got <image> or <video> in an answer, wanted it in a question"
@@ -90,27 +100,38 @@ def parse(raw: Any, media: Path, name: str) -> Row:
                 "conversations"
             )
     waiting = {kind: iter(found) for kind, found in paths.items()}
-    found_media = tuple(Medium(kind, media / next(waiting[kind])) for kind in kinds)
+    found_media = tuple(Medium(kind, next(waiting[kind])) for kind in kinds)
     named = iter(found_media)
     questions = [_arranged(TAG.sub(lambda _: next(named).tag, turn)) for turn in turns[::2]]
     both = zip(questions, turns[1::2], strict=True)
-    return Row(name, tuple(turn for pair in both for turn in pair), found_media)
+    return Row(name, tuple(turn for pair in both for turn in pair), found_media, system)
 
 
-def _turns(conversations: Any) -> list[str]:
-    """What human and model say in turn, stripped, from the first question to the last answer."""
+def _turns(conversations: Any) -> tuple[str | None, list[str]]:
+    """What the system says, if anything, and what human and model say in turn, stripped, from the
+    first question to the last answer."""
     if not isinstance(conversations, Sequence) or isinstance(conversations, str):
         raise RowError(f"conversations: got {type(conversations).__name__}, wanted a list of turns")
+    system: str | None = None
     turns: list[tuple[str, str]] = []
     for i, turn in enumerate(conversations):
         speaker, text = (
             (turn.get("from"), turn.get("value")) if isinstance(turn, Mapping) else (None, None)
         )
-        if speaker not in ("human", "gpt") or not isinstance(text, str):
+        if speaker not in ("system", "human", "gpt") or not isinstance(text, str):
             raise RowError(
                 f"conversations[{i}]: got {str(turn)[:80]!r}, "
                 'wanted {"from": "human" or "gpt", "value": text}'
             )
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise RowError(f"conversations[{i}]: got half a character, wanted Unicode")
+        if speaker == "system":
+            if i > 0:
+                raise RowError(f"conversations[{i}]: got a turn of 'system', wanted it first")
+            if TAG.search(text):
+                raise RowError("conversations[0]: got <image> or <video> in a turn of 'system'")
+            system = text.strip()
+            continue
         if turns and turns[-1][0] == speaker:
             raise RowError(f"conversations[{i}]: got two turns of {speaker!r} in a row")
         turns.append((speaker, text.strip()))
@@ -120,7 +141,7 @@ def _turns(conversations: Any) -> list[str]:
         del turns[-1]
     if not turns:
         raise RowError("conversations: got no question with an answer, wanted one or more")
-    return [text for _, text in turns]
+    return system, [text for _, text in turns]
 
 
 def _paths(raw: Mapping[str, Any], kind: Kind) -> list[str]:

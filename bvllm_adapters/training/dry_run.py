@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,11 +13,13 @@ from bvllm_adapters.config import plan
 from bvllm_adapters.hosts.adapter import tokenizer_of
 from bvllm_adapters.question import IGNORED_LABEL
 from bvllm_adapters.training.chat import tokenized
+from bvllm_adapters.training.checkpoints import check_same_data, last_checkpoint
 from bvllm_adapters.training.config import TrainingConfig
-from bvllm_adapters.training.conversations import Row, RowError
+from bvllm_adapters.training.conversations import RowError
 from bvllm_adapters.training.host import Example, HostTraining
+from bvllm_adapters.training.needs import check_media, check_needs, check_room
 from bvllm_adapters.training.rows import Rows
-from bvllm_adapters.training.run import checked_rows, prepared
+from bvllm_adapters.training.run import checked_rows, prepared, validation_rows
 from bvllm_adapters.training.samples import Samples, Skipped
 from bvllm_adapters.training.stages import parameter_counts
 
@@ -26,25 +27,34 @@ SHOWN = 10  # samples, and names of missing files
 COUNTED = 1000  # rows whose ids are counted
 
 
-def dry_run(config: TrainingConfig) -> Iterator[str]:
+def dry_run(config: TrainingConfig, *, resume: bool = False) -> Iterator[str]:
     """What a run would do, line by line; nothing is written.
+
+    Args:
+        resume: as the run itself would be.
 
     Raises:
         ValueError: as the run itself would, and for more missing files than `max_skipped` allows.
     """
-    rows = checked_rows(config)
+    check_needs(config)
+    checkpoint = last_checkpoint(config, resume)
+    if checkpoint is not None:
+        yield f"resumes    {checkpoint}"
+    rows, validation = checked_rows(config), validation_rows(config)
+    if checkpoint is not None:
+        check_same_data(config, rows)
     yield from _rows(rows)
-    missing = yield from _files(rows)
+    yield from _files(rows)
     model, host = prepared(config)
     yield from _parameters(model)
     yield from _steps(config, len(rows))
+    needed, free = check_room(config, model, config.steps(len(rows)))
+    yield f"room       {needed / 1e9:.3f} GB at most of {free / 1e9:.3f} GB in {config.output}"
     yield from _samples(config, rows, model, host)
     yield from _lengths(config, rows, host)
-    if len(missing) > config.max_skipped * len(rows):
-        raise ValueError(
-            f"data: got {len(missing)} of {len(rows)} rows without their files, "
-            f"wanted {config.max_skipped:.2%} at most (max_skipped)"
-        )
+    if validation is not None:
+        yield from _validation(config, validation, host)
+    check_media(rows, "data", most=config.max_skipped)
 
 
 def _rows(rows: Rows) -> Iterator[str]:
@@ -59,13 +69,11 @@ def _rows(rows: Rows) -> Iterator[str]:
     yield f"           {', '.join(f'{n} of {k} turns' for k, n in sorted(turns.items())[:SHOWN])}"
 
 
-def _files(rows: Rows) -> Generator[str, None, list[Row]]:
+def _files(rows: Rows) -> Iterator[str]:
+    gone = check_media(rows, "data", most=1)
     paths = {medium.path for row in rows for medium in row.media}
-    gone = {path for path in paths if not os.path.exists(path)}
-    missing = [row for row in rows if any(medium.path in gone for medium in row.media)]
     yield f"files      {len(paths)}, of which {len(gone)} are missing"
-    yield from (f"           missing: {path}" for path in sorted(gone)[:SHOWN])
-    return missing
+    yield from (f"           missing: {path}" for path in gone[:SHOWN])
 
 
 def _parameters(model: nn.Module) -> Iterator[str]:
@@ -94,6 +102,17 @@ def _samples(config: TrainingConfig, rows: Rows, model: Any, host: HostTraining)
         yield f"sample     {sample.name}"
         yield f"           question: {sample.question[:100]!r}"
         yield f"           {_counts(sample)}, {_visuals(sample, settings)}"
+
+
+def _validation(config: TrainingConfig, rows: Rows, host: HostTraining) -> Iterator[str]:
+    """Some of its rows, of which each has to be readable."""
+    samples = Samples.of(config, rows, host)
+    for index in _evenly(len(rows), SHOWN):
+        sample = samples[0, index]
+        if isinstance(sample, Skipped):
+            raise ValueError(f"validation: got {sample}, wanted rows that can all be read")
+    every = config.validate_every or config.save_every
+    yield f"validates  {len(rows)} rows, each {every} steps and after the last"
 
 
 def _counts(example: Example) -> str:

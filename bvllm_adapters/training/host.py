@@ -54,12 +54,14 @@ class HostTraining(Protocol):
     end_ids: Collection[int]
     """Ids that end an answer, or anything else of the chat format."""
 
-    def prompt(self, turns: Sequence[str]) -> str:
+    def prompt(self, turns: Sequence[str], *, system: str | None = None) -> str:
         """A conversation as the host's own prompts have it.
 
         Args:
             turns: of human and model, in turn; tags are "<image>" and "<video>". An odd number
                 ends where the next answer begins.
+            system: what stands before them, in place of what the format says itself; only given
+                for rows that have it.
         """
 
     def ids(self, prompt: str) -> list[int]:

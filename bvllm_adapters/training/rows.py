@@ -1,35 +1,40 @@
-"""All rows of a run's JSON files, and the names of those that nothing can be learned from."""
+"""All rows of a run's files, and the names of those that nothing can be learned from."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bvllm_adapters.checks import path
-from bvllm_adapters.training.conversations import Row, RowError, parse
+from bvllm_adapters.training.conversations import Medium, Row, RowError, parse
+from bvllm_adapters.training.files import parse_json, read_text
 
 
 @dataclass(frozen=True)
 class Source:
-    """A JSON file of rows, and the folder that their images and videos are named from."""
+    """A JSON or JSONL file of rows, and the folder that their images and videos are named from."""
 
     file: Path
     media: Path
 
 
-def sources_of(data: Any) -> tuple[Source, ...]:
+def sources_of(data: Any, name: str = "data") -> tuple[Source, ...]:
     """Of a config's list of {file, media}; media left out is the file's own folder.
+
+    Args:
+        name: of the config's field, for messages.
 
     Raises:
         ValueError: for anything else.
     """
     if not isinstance(data, list | tuple) or not data:
-        raise ValueError(f"data: got {data!r}, wanted a list of files with their media")
-    return tuple(_source(f"data[{i}]", entry) for i, entry in enumerate(data))
+        raise ValueError(f"{name}: got {data!r}, wanted a list of files with their media")
+    return tuple(_source(f"{name}[{i}]", entry) for i, entry in enumerate(data))
 
 
 def _source(name: str, entry: Any) -> Source:
@@ -53,13 +58,14 @@ class Rows(Sequence[Row]):
     _text: bytearray = field(default_factory=bytearray)
     _ends: array[int] = field(default_factory=lambda: array("q", [0]))
 
-    def add(self, raw: Any, media: Path, name: str) -> None:
+    def add(self, raw: Any, media: Path, name: str, *, outside: bool = False) -> None:
         try:
-            parse(raw, media, name)
+            row = parse(raw, media, name, outside=outside)
         except RowError as error:
             self.malformed.append(f"{name}: {error}")
             return
-        self._text += json.dumps([raw, str(media), name]).encode()
+        found = [(medium.kind, str(medium.path)) for medium in row.media]
+        self._text += json.dumps([row.name, row.turns, found, row.system]).encode()
         self._ends.append(len(self._text))
 
     def __getitem__(self, index: Any) -> Any:
@@ -67,31 +73,82 @@ class Rows(Sequence[Row]):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
-        raw, media, name = json.loads(self._text[self._ends[index] : self._ends[index + 1]])
-        return parse(raw, Path(media), name)
+        name, turns, found, system = json.loads(
+            self._text[self._ends[index] : self._ends[index + 1]]
+        )
+        media = tuple(Medium(kind, Path(path)) for kind, path in found)
+        return Row(name, tuple(turns), media, system)
 
     def __len__(self) -> int:
         return len(self._ends) - 1
 
+    def digest(self) -> str:
+        """SHA-256 of all that is learned from: in order each row's system turn and turns, and its
+        media's kinds, paths and sizes in bytes (of folders and missing files none). Not of what
+        media hold, nor of rows' ids and what else stands beside a conversation."""
+        found = hashlib.sha256()
+        for row in self:
+            media = [(medium.kind, str(medium.path), _size(medium.path)) for medium in row.media]
+            found.update(json.dumps([row.system, row.turns, media]).encode())
+        return found.hexdigest()
 
-def read_rows(sources: Iterable[Source]) -> Rows:
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size if path.is_file() else None
+    except OSError:
+        return None
+
+
+def read_rows(sources: Iterable[Source], *, name: str = "data", outside: bool = False) -> Rows:
     """The rows of all files, in order.
 
+    A file is a JSON list of rows or, where it begins with one, JSON lines: a row a line.
+
+    Args:
+        name: of the config's field, for messages. outside: whether media may lie outside of their
+            folder, see `media_path`.
+
     Raises:
-        ValueError: for a file that is not there, or holds no JSON list.
+        ValueError: for a file that is not there, or holds neither; says which line, if it is one.
     """
     rows = Rows()
     for source in sources:
-        try:
-            raws = json.loads(source.file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"data: {source.file}: cannot be read ({error})") from error
-        if not isinstance(raws, list):
-            raise ValueError(
-                f"data: {source.file}: got {type(raws).__name__}, wanted a list of rows"
-            )
-        for i, raw in enumerate(raws):
+        text = read_text(name, source.file)
+        found = _lines(name, source.file, text)
+        for place, raw in _list(name, source.file, text) if found is None else found:
             identity = raw.get("id") if isinstance(raw, Mapping) else None
-            name = f"{source.file}[{i}]" + ("" if identity is None else f" (id {identity})")
-            rows.add(raw, source.media, name)
+            named = place + ("" if identity is None else f" (id {str(identity)[:80]})")
+            rows.add(raw, source.media, named, outside=outside)
     return rows
+
+
+def _list(name: str, file: Path, text: str) -> Iterator[tuple[str, Any]]:
+    """Places and values of a JSON list."""
+    raws = parse_json(text, f"{name}: {file}")
+    if not isinstance(raws, list):
+        raise ValueError(f"{name}: {file}: got {type(raws).__name__}, wanted a list of rows")
+    for i, raw in enumerate(raws):
+        yield f"{file}[{i}]", raw
+
+
+def _lines(name: str, file: Path, text: str) -> Iterator[tuple[str, Any]] | None:
+    """Places and values of JSON lines; None: it is a text of another kind.
+
+    By its name or, under any other, by a first line that is an object, and more behind it.
+    """
+    if text.lstrip()[:1] == "[":
+        return None
+    lines = text.split("\n")
+    full = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if file.suffix.lower() not in (".jsonl", ".ndjson"):
+        if len(full) < 2:
+            return None
+        try:
+            parse_json(full[0][1], "")
+        except ValueError:
+            return None
+    return (
+        (f"{file}:{number}", parse_json(line, f"{name}: {file}, line {number}"))
+        for number, line in full
+    )

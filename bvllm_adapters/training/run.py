@@ -19,20 +19,15 @@ from bvllm_adapters.hosts.host import Host
 from bvllm_adapters.hosts.load import load
 from bvllm_adapters.hosts.warm_start import from_image_model, from_instructblip
 from bvllm_adapters.hosts.wrap import wrap
+from bvllm_adapters.training.checkpoints import begin, check_same_data, last_checkpoint
 from bvllm_adapters.training.config import TrainingConfig
 from bvllm_adapters.training.host import HostTraining
+from bvllm_adapters.training.needs import check_media, check_needs, check_room
 from bvllm_adapters.training.rows import Rows, read_rows
-from bvllm_adapters.training.samples import Collate, Samples
+from bvllm_adapters.training.samples import Collate, InOrder, Samples
 from bvllm_adapters.training.stages import choose_parameters
 from bvllm_adapters.training.trainer import AdapterTrainer
 from bvllm_adapters.weights.hub import local_folder
-
-CONFIG_FILE = "training.yaml"
-# What a run may change when it goes on, as it does not change what is learned.
-FREE = frozenset(
-    "output batch_per_device gradient_checkpointing deepspeed workers max_skipped "
-    "save_every keep log_every report_to".split()
-)
 
 log = logging.getLogger("bvllm_adapters")
 
@@ -55,28 +50,35 @@ def train(
         The trained model, wrapped, in eval mode; what is trained is in float32.
 
     Raises:
-        ValueError: for a config that does not fit the data, the model or the devices; an output
-            folder that holds checkpoints and is not to be resumed, or none that is; too many rows
-            that are malformed or cannot be read.
+        ValueError: for a config that does not fit the data, the model, the machine or the devices;
+            an output folder that holds checkpoints and is not to be resumed, or none that is; data
+            that are others than those a resumed run began with; too many rows that are malformed or
+            cannot be read, and any of validation.
     """
-    checkpoint = _checkpoint(config, resume)
-    rows = checked_rows(config)
-    draws = config.steps(len(rows)) * config.global_batch
-    arguments = training_arguments(config, len(rows))
+    check_needs(config)
+    checkpoint = last_checkpoint(config, resume)
+    rows, validation = checked_rows(config), validation_rows(config)
+    if resume:
+        check_same_data(config, rows)
+    steps = config.steps(len(rows))
+    arguments = training_arguments(config, steps)
     set_seed(config.seed)
     model, host = prepared(config)
+    check_room(config, model, steps)
     if arguments.should_save and not resume:
-        config.save(config.output / CONFIG_FILE)
+        begin(config, rows)
     trainer = AdapterTrainer(
         model=model,
         args=arguments,
         data_collator=Collate(host),
         samples=Samples.of(config, rows, host),
-        draws=draws,
+        validation=None if validation is None else InOrder(Samples.of(config, validation, host)),
+        draws=steps * config.global_batch,
         max_skipped=config.max_skipped,
+        keep=config.keep,
         callbacks=list(callbacks),
     )
-    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.save_model()
     # Without the autocast that accelerate put around its forward().
     trained: nn.Module = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
@@ -85,7 +87,7 @@ def train(
 
 def checked_rows(config: TrainingConfig) -> Rows:
     """All rows; the malformed ones are named, and too many of them are an error."""
-    rows = read_rows(config.data)
+    rows = read_rows(config.data, outside=config.outside_media)
     for malformed in rows.malformed:
         log.warning("skipped %s", malformed)
     count = len(rows) + len(rows.malformed)
@@ -94,6 +96,19 @@ def checked_rows(config: TrainingConfig) -> Rows:
             f"data: got {len(rows.malformed)} malformed rows of {count}, wanted "
             f"{config.max_skipped:.2%} at most (max_skipped); the first: {rows.malformed[0]}"
         )
+    return rows
+
+
+def validation_rows(config: TrainingConfig) -> Rows | None:
+    """Those of validation, of which none may be malformed or without its files: the loss of fewer
+    rows would be another loss. None: there are none."""
+    if not config.validation:
+        return None
+    rows = read_rows(config.validation, name="validation", outside=config.outside_media)
+    if rows.malformed or not len(rows):
+        told = rows.malformed[0] if rows.malformed else "no rows"
+        raise ValueError(f"validation: got {told}, wanted rows that can all be read")
+    check_media(rows, "validation", most=0)
     return rows
 
 
@@ -128,10 +143,9 @@ def _wrap(model: nn.Module, host: Host, config: TrainingConfig) -> None:
         wrap(model, config=replace(host.config(model), **settings))
 
 
-def training_arguments(config: TrainingConfig, rows: int) -> TrainingArguments:
+def training_arguments(config: TrainingConfig, steps: int) -> TrainingArguments:
     """The Trainer's, with the global batch kept whatever the number of devices."""
     devices = int(os.environ.get("WORLD_SIZE", "1"))
-    steps = config.steps(rows)
     # transformers 5.23 has another name for it.
     known = {each.name for each in fields(TrainingArguments)}
     old, new = "gradient_checkpointing", "activation_checkpointing"
@@ -157,7 +171,12 @@ def training_arguments(config: TrainingConfig, rows: int) -> TrainingArguments:
         logging_steps=config.log_every,
         logging_nan_inf_filter=False,
         save_steps=config.save_every,
-        save_total_limit=config.keep,
+        save_total_limit=None,  # the trainer takes older ones away itself
+        eval_strategy="steps" if config.validation else "no",
+        eval_steps=config.validate_every or config.save_every,
+        # A row at a time, so that its loss is its own whatever stands beside it.
+        per_device_eval_batch_size=1,
+        prediction_loss_only=True,
         report_to=list(config.report_to),
         seed=config.seed,
         remove_unused_columns=False,
@@ -171,24 +190,3 @@ def training_arguments(config: TrainingConfig, rows: int) -> TrainingArguments:
     # One device a process: several in one would be given parts of a batch by cutting its tensors.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
-
-
-def _checkpoint(config: TrainingConfig, resume: bool) -> str | None:
-    """The last one in the output folder, to go on from."""
-    # Written last, so that a checkpoint without it was interrupted.
-    states = config.output.glob("checkpoint-*/trainer_state.json")
-    found = sorted((state.parent for state in states), key=lambda at: int(at.name[11:]))
-    if not resume:
-        if found:
-            raise ValueError(f"output: got {found[-1]} in it, wanted to resume, or another folder")
-        return None
-    if not found:
-        raise ValueError(f"resume: got no checkpoint in {config.output}, wanted one to go on from")
-    begun, now = TrainingConfig.load(config.output / CONFIG_FILE).to_dict(), config.to_dict()
-    other = [name for name in now if now[name] != begun[name] and name not in FREE]
-    if other:
-        raise ValueError(
-            f"resume: got another {', '.join(other)} than {config.output / CONFIG_FILE}, "
-            f"wanted no change but of {sorted(FREE)}"
-        )
-    return str(found[-1])

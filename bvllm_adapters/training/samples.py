@@ -90,6 +90,8 @@ class Samples(Dataset[Example | Skipped]):
         ids, labels = tokenized(row, self.host, self.max_length)
         visuals = []
         for medium in row.media:
+            if medium.path.exists() and not (medium.path.is_file() or medium.path.is_dir()):
+                raise RowError(f"{medium.path}: got a device or a pipe, wanted a file or folder")
             with warnings.catch_warnings():
                 # What there is of a damaged video is shown.
                 warnings.simplefilter("ignore", VideoWarning)
@@ -100,6 +102,19 @@ class Samples(Dataset[Example | Skipped]):
             visuals.append(Visual(medium.kind, self.host.pixels(video), seconds))
         seeds = np.random.SeedSequence([self.seed, *draw]).generate_state(len(visuals), np.uint64)
         return Example(row.name, row.question, ids, labels, tuple(visuals), tuple(seeds.tolist()))
+
+
+class InOrder(Dataset[Example | Skipped]):
+    """Examples by row alone, as validation sees them: always the first round's."""
+
+    def __init__(self, samples: Samples) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, row: int) -> Example | Skipped:
+        return self.samples[0, row]
 
 
 class ShuffledRows(Sampler[Draw]):

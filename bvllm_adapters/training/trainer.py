@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,28 @@ import torch
 from accelerate.utils import send_to_device  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from transformers.trainer import SCHEDULER_NAME
 
 from bvllm_adapters.context import asking, noise_from
 from bvllm_adapters.hosts.adapter import base_model, save_adapter, tokenizer_of
+from bvllm_adapters.training.checkpoints import UNFINISHED, finish
 from bvllm_adapters.training.dummy_video import zero_of
-from bvllm_adapters.training.samples import Samples, ShuffledRows
+from bvllm_adapters.training.samples import InOrder, Samples, ShuffledRows
 from bvllm_adapters.training.stages import restore
 
 FEW = 1000  # rows; the share of skipped ones is of so many at least, or the first would stop it
 
 log = logging.getLogger("bvllm_adapters")
+
+
+class ValidateLast(TrainerCallback):
+    """Validates after the last step, whenever it comes."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = True
+        return control
 
 
 class AdapterTrainer(Trainer):
@@ -30,18 +41,35 @@ class AdapterTrainer(Trainer):
     - each visual input draws its noise from a seed of its own
     - skipped rows are named, counted and logged, and too many of them are an error
     - a batch gives every trained weight a gradient, of zeros if it has no use for it
-    - checkpoints hold the adapter instead of the model, with DeepSpeed too
+    - checkpoints hold the adapter instead of the model, with DeepSpeed too, and are whole or not
+      there at all
+    - validation leaves torch's generators as they are, so that it changes nothing of the training
 
     Args:
-        samples: what is trained on. draws: how many rows a whole run takes.
-        max_skipped: share of them that may be skipped. kwargs: of the Trainer.
+        samples: what is trained on. validation: what is looked at on the way, and after the last
+            step; None: nothing is.
+        draws: how many rows a whole run takes. max_skipped: share of them that may be skipped.
+        keep: checkpoints that stay; None: all. kwargs: of the Trainer.
     """
 
     model: Any
     lr_scheduler: Any
 
-    def __init__(self, *, samples: Samples, draws: int, max_skipped: float, **kwargs: Any) -> None:
-        super().__init__(train_dataset=samples, **kwargs)
+    def __init__(
+        self,
+        *,
+        samples: Samples,
+        validation: InOrder | None = None,
+        draws: int,
+        max_skipped: float,
+        keep: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(train_dataset=samples, eval_dataset=validation, **kwargs)
+        if validation is not None:
+            self.add_callback(ValidateLast())
+        self.keep = keep
+        self.aside = False
         self.samples = samples
         self.draws = draws
         self.max_skipped = max_skipped
@@ -66,7 +94,10 @@ class AdapterTrainer(Trainer):
     ) -> Any:
         """The loss of a batch's answers, over the number of answer tokens of the whole step."""
         inputs = dict(inputs)
-        self._count(inputs.pop("drawn"), inputs.pop("skipped"))
+        drawn, skipped = inputs.pop("drawn"), inputs.pop("skipped")
+        if not model.training:
+            return self._validated(model, inputs, skipped)
+        self._count(drawn, skipped)
         if isinstance(num_items_in_batch, Tensor):
             num_items_in_batch = num_items_in_batch.clamp_min(1)  # all rows may have been skipped
         inputs["use_cache"] = False
@@ -75,6 +106,19 @@ class AdapterTrainer(Trainer):
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         loss = loss + zero
         return (loss, outputs) if return_outputs else loss
+
+    def _validated(self, model: nn.Module, inputs: dict[str, Any], skipped: list[str]) -> Any:
+        """The mean loss of a row's answer tokens, whatever is beside it, and the outputs."""
+        if skipped:
+            raise ValueError(f"validation: got {skipped[0]}, wanted rows that can all be read")
+        del inputs["seeds"]
+        with asking(inputs.pop("questions")):
+            return super().compute_loss(model, inputs | {"use_cache": False}, True)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        with torch.random.fork_rng(devices=[]):  # a DataLoader takes its seed from torch's
+            found: dict[str, float] = super().evaluate(*args, **kwargs)
+            return found
 
     def _count(self, drawn: int, skipped: list[str]) -> None:
         self.drawn += drawn
@@ -90,6 +134,27 @@ class AdapterTrainer(Trainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         super().log({**logs, "skipped_rows": self.skipped}, *args, **kwargs)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        folder = Path(super()._get_output_dir(trial))
+        return str(folder / UNFINISHED if self.aside else folder)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Modifications: written aside, renamed last; then older ones are taken away."""
+        output = Path(str(self.args.output_dir))
+        if self.args.should_save:
+            shutil.rmtree(output / UNFINISHED, ignore_errors=True)  # of a run that was killed
+        self.accelerator.wait_for_everyone()
+        self.aside = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.aside = False
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            written = output / UNFINISHED / f"checkpoint-{self.state.global_step}"
+            finish(written, output, self.keep)
+        self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if self.args.should_save:

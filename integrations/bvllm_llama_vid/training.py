@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -25,9 +26,10 @@ class LlamaVidTraining:
         self.end_ids = (processor.tokenizer.eos_token_id,)
         self.pad_token_id = processor.tokenizer.eos_token_id  # masked, so that any word will do
 
-    def prompt(self, turns: Sequence[str]) -> str:
+    def prompt(self, turns: Sequence[str], *, system: str | None = None) -> str:
         """As upstream trains: prompts about text alone have no placeholder."""
-        return self.processor.conversation([turn.replace("<video>", IMAGE_TOKEN) for turn in turns])
+        processor = self.processor if system is None else replace(self.processor, system=system)
+        return processor.conversation([turn.replace("<video>", IMAGE_TOKEN) for turn in turns])
 
     def ids(self, prompt: str) -> list[int]:
         ids: list[int] = self.processor.tokenizer(prompt).tolist()

@@ -20,8 +20,8 @@ from bvllm_adapters.hosts.language_model import CACHE_NAMES, cache_name, one_cac
 from bvllm_adapters.hosts.splice import (
     PaddingSide,
     SplicedPrompts,
-    places_of_ids,
     placeholder_rows,
+    places_of_ids,
     splice,
 )
 from bvllm_adapters.hosts.trainers import beside_all_weights, for_trainers

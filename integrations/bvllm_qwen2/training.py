@@ -24,8 +24,9 @@ class BvllmQwen2Training:
         self.placeholders = (processor.image_token_id, processor.video_token_id)
         self.end_ids = {*processor.tokenizer.all_special_ids} - {processor.tokenizer.unk_token_id}
 
-    def prompt(self, turns: Sequence[str]) -> str:
-        messages = [
+    def prompt(self, turns: Sequence[str], *, system: str | None = None) -> str:
+        messages = [] if system is None else [{"role": "system", "content": system}]
+        messages += [
             {"role": "assistant" if i % 2 else "user", "content": turn}
             for i, turn in enumerate(turns)
         ]

@@ -96,7 +96,8 @@ class Calls(StepsOfTransformers):
         """New tokens only, behind prompts that may be padded on either side.
 
         Args:
-            inputs: (B, L) ids, also as input_ids. images: see `prepare_inputs_labels_for_multimodal`.
+            inputs: (B, L) ids, or None and input_ids by name.
+            images: see `prepare_inputs_labels_for_multimodal`.
             kwargs: of transformers' generate, such as attention_mask and max_new_tokens.
         """
         inputs = kwargs.pop("input_ids", None) if inputs is None else inputs

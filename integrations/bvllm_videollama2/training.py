@@ -32,13 +32,14 @@ class Videollama2Training:
         self.pad_token_id: int = tokenizer.eos_token_id if pad is None else pad
         self.end_ids = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}
 
-    def prompt(self, turns: Sequence[str]) -> str:
+    def prompt(self, turns: Sequence[str], *, system: str | None = None) -> str:
         messages = [
             {"role": "assistant" if i % 2 else "user", "content": turn}
             for i, turn in enumerate(turns)
         ]
-        if self.processor.system is not None:
-            messages.insert(0, {"role": "system", "content": self.processor.system})
+        system = self.processor.system if system is None else system
+        if system is not None:
+            messages.insert(0, {"role": "system", "content": system})
         text: str = self.processor.tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=len(turns) % 2 == 1
         )
