@@ -50,7 +50,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     """Modifications of PyYAML's safe one:
     - an alias is an error: a few of them can stand for more values than memory holds
     - a name that stands twice in a mapping is an error, where the last would win

@@ -44,7 +44,7 @@ def media_path(kind: str, path: str, media: Path, *, outside: bool = False) -> P
         raise wrong("which is an address", "the path of a file (./NAME for a name with a colon)")
     if not outside and _leaves(path):
         raise wrong("which leaves the media folder", f"one in {media} (or outside_media: true)")
-    found = os.path.normpath(media / path)
+    found = os.path.abspath(media / path)
     inside = [root for root in (*_SYSTEM, _MEMORY) if f"{found}/".startswith(f"{root}/")]
     if inside and _MEMORY not in inside:
         raise wrong("which is the system's", "an image, a video or a folder of images")

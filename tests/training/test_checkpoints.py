@@ -180,7 +180,7 @@ def test_no_whole_checkpoint(words: Any) -> None:
     train(words)
     for each in words.output.glob("checkpoint-*"):
         (each / "files.json").unlink()
-    with pytest.raises(ValueError, match="resume: got no checkpoint in .* that is whole"):
+    with pytest.raises(ValueError, match=r"resume: got no checkpoint in .* that is whole"):
         train(words, resume=True)
 
 

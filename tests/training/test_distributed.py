@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import Watch, assert_same_steps
+from runs import ROWS, Watch, assert_same_steps
 
 from bvllm_adapters.training.run import train
 
@@ -40,6 +41,10 @@ def run_by_two(config: Any, tmp_path: Path, *, timeout: float, **env: str) -> li
 
 def test_two_processes_take_the_same_steps_as_one(configured: Any, tmp_path: Path) -> None:
     fields = {"stage": "instruction", "max_steps": 2}
+    # Of three rows, so that one of two processes has one to spare.
+    file = tmp_path / "data" / "validation.json"
+    file.write_text(json.dumps(ROWS[:3]))
+    fields |= {"validation": [{"file": str(file)}], "validate_every": 1}
     alone = Watch()
     model = train(configured(**fields, output=tmp_path / "alone"), callbacks=[alone])
 
@@ -52,8 +57,17 @@ def test_two_processes_take_the_same_steps_as_one(configured: Any, tmp_path: Pat
     assert_same_steps(together, alone)
     for name, weight in seen[0]["weights"].items():
         assert torch.equal(weight, seen[1]["weights"][name]), name
+    found = [validated(output) for output in (tmp_path / "alone", config.output)]
+    assert len(found[0]) == 2
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert seen[0]["weights"].keys() == trained
+
+
+def validated(output: Path) -> list[float]:
+    """The losses of validation that a run logged."""
+    state = json.loads((output / "checkpoint-2" / "trainer_state.json").read_text())
+    return [each["eval_loss"] for each in state["log_history"] if "eval_loss" in each]
 
 
 @pytest.mark.slow

@@ -46,6 +46,8 @@ def test_defaults() -> None:
     [
         {"train": ["spatial_sampler"], "tokenizer": {"max_tokens": 9}, "deepspeed": "zero2.json"},
         {"stage": "instruction", "lora": {"rank": 4, "targets": ["q_proj"]}, "adapter": "aligned"},
+        {"validation": [{"file": "v.jsonl", "media": "m"}], "validate_every": 9},
+        {"outside_media": True},
     ],
 )
 def test_saved_and_loaded(fields: dict[str, Any], tmp_path: Path) -> None:
@@ -104,6 +106,16 @@ def test_saved_and_loaded(fields: dict[str, Any], tmp_path: Path) -> None:
         ({"stage": "instruction", "lora": {"alpha": 0}}, "lora.alpha: got 0"),
         ({"stage": "instruction", "lora": {"dropout": 1}}, "lora.dropout: got 1"),
         ({"stage": "instruction", "lora": {"targets": "q"}}, "lora.targets: got 'q'"),
+        ({"outside_media": 1}, "outside_media: got 1, wanted True or False"),
+        ({"validation": ["a"]}, r"validation\[0\]: got 'a', wanted file:"),
+        ({"validation": "a"}, "validation: got 'a', wanted a list of files"),
+        ({"validate_every": 0}, "validate_every: got 0"),
+        ({"seed": 2**31}, "seed: got 2,147,483,648, wanted less than"),
+        ({"max_steps": 10**30}, "max_steps: got 1,000,.*, wanted less than"),
+        ({"epochs": 1e7}, "epochs: got .*, wanted a number > 0 and <= 1e\\+06"),
+        ({"learning_rate": 10**400}, "learning_rate: got an int beyond 1e300, wanted a number > 0"),
+        ({"output": "a\0b"}, "output: got .*wanted a path"),
+        ({"tokenizer": {"a": 1, 3: 4}}, r"tokenizer: got \['3', 'a'\], wanted some of"),
         ({"lr": 1}, r"unknown names \['lr'\], wanted some of"),
     ],
 )
@@ -115,6 +127,52 @@ def test_what_is_wrong_is_named(fields: dict[str, Any], message: str) -> None:
 def test_what_is_missing_is_named() -> None:
     with pytest.raises(ValueError, match="got no model, schedule, wanted"):
         TrainingConfig.from_dict({k: v for k, v in LEAST.items() if k not in ("model", "schedule")})
+
+
+WRONG_TEXTS: list[tuple[bytes, str]] = [
+    (b"a: [", "line 1"),
+    (b"stage: alignment\n\tmodel: x", "line 2"),
+    (b"\xff\xfe\x00", "cannot be read"),
+    (b"a: \x00", "cannot be read"),
+    (b"[" * 5000, "nested too deeply"),
+    (b"a: 1\na: 2", "got 'a' twice.*line 2"),
+    (b"{a: 1, 'a': 2}", "got 'a' twice"),
+    (b"tokenizer: {max_tokens: 1, max_tokens: 2}", "got 'max_tokens' twice"),
+    (b"? [a]\n: 1", "unhashable key"),
+    (b"? {a: 1}\n: 1", "unhashable key"),
+    (b"a: &x [1]\nb: *x", "got an alias.*line 2"),
+    (b"a: &x [*x]", "got an alias"),
+    (b"a: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
+    (b"!!python/name:os.system", "could not determine a constructor"),
+    (b"a: !!timestamp x", "cannot be read"),
+    (b"a: !!bool x", "cannot be read"),
+    (b"a: !!int x", "cannot be read"),
+    (b"a: 2020-99-99", "cannot be read"),
+    (b"a: " + b"9" * 5000, "cannot be read"),
+    (b"--- {}\n--- {}", "expected a single document"),
+    (b"", "got NoneType"),
+    (b"3", "got int"),
+    (b"- a", "got list"),
+    (b"3: 4", "unknown names"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), WRONG_TEXTS)
+def test_damaged_files_are_named(text: bytes, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_bytes(text)
+    with pytest.raises(ValueError, match=rf"(?s)config: .*config\.yaml: .*{message}"):
+        TrainingConfig.load(file)
+
+
+def test_a_byte_order_mark_and_wrong_values(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    made().save(file)
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert TrainingConfig.load(file) == made()
+    file.write_text(file.read_text(encoding="utf-8-sig").replace("seed: 0", "seed: 1.5"))
+    with pytest.raises(ValueError, match=r"config: .*config\.yaml: seed: got 1\.5"):
+        TrainingConfig.load(file)
 
 
 @pytest.mark.parametrize("text", ["- a", "a: [", None])
@@ -137,6 +195,10 @@ def test_steps() -> None:
     assert made(global_batch=10).steps(105) == 10
     assert made(global_batch=10, epochs=2).steps(105) == 21
     assert made(global_batch=10, max_steps=3).steps(105) == 3
+    assert made(global_batch=10, max_steps=300).steps(105) == 300  # rows go round again
+    assert made(global_batch=10, max_steps=3).steps(1) == 3
+    with pytest.raises(ValueError, match="data: got 0 rows"):
+        made(max_steps=3).steps(0)
     with pytest.raises(ValueError, match=r"data: got 9 rows for 1 epochs, wanted .*10"):
         made(global_batch=10).steps(9)
 

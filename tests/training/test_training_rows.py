@@ -84,11 +84,151 @@ def test_what_has_no_answer_or_no_question_is_left_out() -> None:
         ({"image": "a", "video": "b"}, "image: got 1, wanted 0"),
         ({"image": 3}, "image: got 3, wanted a path"),
         ({"video": [""]}, "video: got"),
+        (
+            {"conversations": [*talk("q", "a"), {"from": "system", "value": "s"}]},
+            r"conversations\[2\]: got a turn of 'system', wanted it first",
+        ),
+        (
+            {"conversations": [{"from": "system", "value": "s"}] * 2 + talk("q", "a")},
+            r"conversations\[1\]: got a turn of 'system', wanted it first",
+        ),
+        (
+            {"conversations": [{"from": "system", "value": "<image>"}, *talk("q", "a")]},
+            "in a turn of 'system'",
+        ),
+        ({"conversations": [{"from": "system", "value": 3}]}, r"conversations\[0\]: got"),
+        ({"conversations": [{"from": "system", "value": "s"}]}, "got no question with an answer"),
+        ({"conversations": talk("q\udc80", "a")}, r"conversations\[0\]: got half a character"),
     ],
 )
 def test_malformed(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(RowError, match=message):
         row(**fields)
+
+
+def test_a_system_turn_stands_first() -> None:
+    found = row(conversations=[{"from": "system", "value": " Be short. "}, *talk("q", "a")])
+    assert (found.system, found.turns, found.question) == ("Be short.", ("q", "a"), "q")
+    assert row().system is None
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("../a.mp4", "leaves the media folder"),
+        ("b/../../a.mp4", "leaves the media folder"),
+        ("b\\..\\..\\a.mp4", "leaves the media folder"),
+        ("b/../../media/a.mp4", "leaves the media folder"),
+        ("..", "leaves the media folder"),
+        ("a\0.mp4", "has a NUL in it"),
+        ("a" * 256, "is too long"),
+        ("é" * 128, "is too long"),
+        ("a/" * 2048, "is too long"),
+        ("http://host/a.mp4", "is an address"),
+        ("HTTPS://host/a.mp4", "is an address"),
+        ("file:///etc/passwd", "is an address"),
+        ("file:a.mp4", "is an address"),
+        ("concat:a.mp4|b.mp4", "is an address"),
+        ("pipe:0", "is an address"),
+        ("data:video/mp4;base64,AAAA", "is an address"),
+        ("/dev/zero", "is the system's"),
+        ("/dev/../dev/video0", "is the system's"),
+        ("/proc/self/environ", "is the system's"),
+        ("/sys/kernel", "is the system's"),
+        ("a\ud800.mp4", "is no Unicode"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_media_that_a_row_may_not_name(kind: str, path: str, message: str) -> None:
+    with pytest.raises(RowError, match=f"{kind}: got .*{message}"):
+        row(**{kind: path})
+
+
+def test_media_that_a_row_may_name() -> None:
+    for path in ("a.mp4", "b/../a.mp4", "./clip:1.mp4", "..a/b..c.mp4", "/elsewhere/../a.mp4",
+                 "/dev/shm/a.mp4", "C/a.mp4", "é" * 127):  # fmt: skip
+        assert row(video=path).media[0].path == MEDIA / path
+    outside = {"video": "../a.mp4", "conversations": talk("q", "a")}
+    assert parse(outside, MEDIA, "", outside=True).media[0].path == MEDIA / "../a.mp4"
+    with pytest.raises(RowError, match="is the system's"):
+        parse({**outside, "video": "../" * 30 + "dev/zero"}, MEDIA, "", outside=True)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    import os
+
+    from bvllm_adapters.training.samples import Samples, Skipped
+
+    os.mkfifo(tmp_path / "pipe.mp4")
+    found = row(video=str(tmp_path / "pipe.mp4"))
+
+    class Host:
+        max_media = None
+        placeholders = (-1,)
+        end_ids = ()
+
+        def prompt(self, turns: Any) -> str:
+            return " ".join(turns)
+
+        def ids(self, prompt: str) -> list[int]:
+            return [-1 if word == "<video>" else 1 for word in prompt.split()]
+
+    skipped: Any = Samples([found], Host())[0, 0]  # type: ignore[arg-type]
+    assert isinstance(skipped, Skipped)
+    assert "got a device or a pipe" in str(skipped)
+
+
+def test_json_lines(tmp_path: Path) -> None:
+    lines = [
+        {"id": 7, "video": "a.mp4", "conversations": talk("<video>é\u2028", "a")},
+        "nonsense",
+        {"conversations": talk("q", "a")},
+    ]
+    text = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+    named, unnamed = tmp_path / "rows.jsonl", tmp_path / "rows.json"
+    named.write_text(text + "\n\n")
+    unnamed.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    whole = tmp_path / "whole.json"
+    whole.write_text(json.dumps(lines))
+    same = tmp_path / "list.jsonl"
+    same.write_text(json.dumps(lines, indent=1))
+    read = {file: read_rows([Source(file, tmp_path)]) for file in (named, unnamed, whole, same)}
+    for rows in read.values():
+        assert len(rows) == 2 and len(rows.malformed) == 1
+        assert rows[0].turns == read[whole][0].turns
+        assert rows.digest() == read[whole].digest()
+    assert read[named][1].name == f"{named}:3"
+    assert read[named].malformed[0].startswith(f"{named}:2: got str")
+    assert read[unnamed][0].name == f"{unnamed}:1 (id 7)"
+    assert len(read_rows([Source(_written(tmp_path / "one.jsonl", lines[2]), tmp_path)])) == 1
+
+
+def _written(file: Path, value: Any) -> Path:
+    file.write_text(json.dumps(value))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("rows.jsonl", b'{"a": 1}\n{"b"', r"rows\.jsonl, line 2: cannot be read"),
+        ("rows.jsonl", b"nonsense\n{}", r"rows\.jsonl, line 1: cannot be read"),
+        ("rows.json", b'{"a": 1}\n{"b"', r"rows\.json, line 2: cannot be read"),
+        ("rows.json", b"[1, ", r"rows\.json: cannot be read \(.*line 1"),
+        ("rows.json", b"\xff\xfe[]", r"rows\.json: cannot be read"),
+        ("rows.json", b"[" * 100_000, r"rows\.json: cannot be read \(it is nested too deeply"),
+        ("rows.jsonl", b'{"a":' * 9999, r"line 1: cannot be read \(it is nested too deeply"),
+        ("rows.json", b'[{"id": 1, "id": 2}]', r"rows\.json: .*got 'id' twice"),
+        ("rows.json", b"[" + b"9" * 5000 + b"]", r"rows\.json: cannot be read \(Exceeds"),
+        ("rows.json", b"", r"rows\.json: cannot be read"),
+        ("rows.json", b"3", r"rows\.json: got int, wanted a list"),
+    ],
+)
+def test_damaged_files_are_named(name: str, text: bytes, message: str, tmp_path: Path) -> None:
+    file = tmp_path / name
+    file.write_bytes(text)
+    with pytest.raises(ValueError, match=f"validation: .*{message}"):
+        read_rows([Source(file, tmp_path)], name="validation")
 
 
 def test_files_with_media_of_their_own(tmp_path: Path) -> None:

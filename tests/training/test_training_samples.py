@@ -87,6 +87,40 @@ def test_a_template_that_forgets_is_refused(hosts: dict[str, Path]) -> None:
         tokenized(parse({"conversations": talk("a", "b", "c", "d")}, Path(), ""), host, 99)
 
 
+@pytest.mark.parametrize("name", HOSTS)
+def test_a_system_turn_is_said_and_not_learned(name: str, hosts: dict[str, Path]) -> None:
+    host = training_of(name, hosts[name])
+    system = {"from": "system", "value": "a big rabbit"}
+    plain = parse({"conversations": talk("are you sure?", "yes, it is.")}, Path(), "row")
+    told = parse({"conversations": [system, *talk("are you sure?", "yes, it is.")]}, Path(), "row")
+    (ids, labels), (more, more_labels) = (tokenized(one, host, 2048) for one in (plain, told))
+    assert torch.equal(more_labels[more_labels != -100], labels[labels != -100])
+    words = words_of(host, more)
+    assert words.count("abigrabbit") == 1
+    assert words.index("abigrabbit") < words.index("areyousure?")
+    assert "abigrabbit" not in words_of(host, ids)
+    # It stands in place of what the format says itself.
+    own = getattr(host.processor, "system", None) or "You are a helpful assistant."
+    assert "".join(own.split()) not in words
+
+
+def test_a_format_without_system_turns_is_named(hosts: dict[str, Path]) -> None:
+    host = training_of("bvllm_qwen2", hosts["bvllm_qwen2"])
+    said = [{"from": "system", "value": "be short"}, *talk("q", "a")]
+    row = parse({"conversations": said}, Path(), "row")
+    prompt = host.prompt
+    host.prompt = lambda turns, system=None: prompt(turns)
+    with pytest.raises(RowError, match="no place for a system turn"):
+        tokenized(row, host, 99)
+    host.prompt = prompt
+    host.processor.chat_template = "{{ raise_exception('Only user and assistant') }}"
+    with pytest.raises(RowError, match="refuses a system turn: Only user"):
+        tokenized(row, host, 99)
+    host.prompt = lambda turns: prompt(turns)
+    with pytest.raises(RowError, match="refuses a system turn"):
+        tokenized(row, host, 99)
+
+
 def test_a_placeholder_that_the_host_loses_is_refused(hosts: dict[str, Path]) -> None:
     host = training_of("bvllm_qwen2", hosts["bvllm_qwen2"])
     host.placeholders = ()
