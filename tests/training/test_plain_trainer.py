@@ -221,3 +221,36 @@ def test_a_loss_of_ones_own_has_logits_beside_its_labels(setting: Setting) -> No
     with torch.no_grad():
         alone = [setting.model(**setting.batch(setting.examples[i : i + 2])).loss for i in (0, 2)]
     assert found == pytest.approx(float(sum(alone)) / 2, rel=1e-5)
+
+
+def trained(setting: Setting, **args: Any) -> dict[str, torch.Tensor]:
+    """What two steps of a Trainer make of the tokenizer."""
+    before = {n: p.clone() for n, p in setting.model.state_dict().items()}
+    trainer = setting.trainer(args={"max_steps": 2, "learning_rate": 1e-3, **args})
+    trainer.train()
+    after = {n: p.clone() for n, p in setting.model.balanced_tokenizer.state_dict().items()}
+    moved = [n for n, p in after.items() if not torch.equal(p, before[f"balanced_tokenizer.{n}"])]
+    assert len(moved) > 100
+    setting.model.load_state_dict(before)
+    return after
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed in v6:FutureWarning")
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activations_may_be_computed_again(reentrant: bool, setting: Setting) -> None:
+    plain = trained(setting)
+    again = trained(
+        setting,
+        gradient_checkpointing=True,
+        gradient_checkpointing_kwargs={"use_reentrant": reentrant},
+    )
+    for name, value in again.items():
+        torch.testing.assert_close(value, plain[name], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_compiled_model_is_trained(setting: Setting) -> None:
+    plain = trained(setting)
+    compiled = trained(setting, torch_compile=True, torch_compile_backend="aot_eager")
+    for name, value in compiled.items():
+        torch.testing.assert_close(value, plain[name], atol=1e-4, rtol=1e-3)
