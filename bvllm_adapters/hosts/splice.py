@@ -130,8 +130,10 @@ def splice(
     if watched is not None:
         count = attention_mask.bool().long()
         count[is_visual] = count.new_tensor([len(tokens) for tokens in visual])
-        before = spliced_mask.long().argmax(dim=1, keepdim=True)  # padding on the left
-        watched.append((before + count.cumsum(dim=1) - 1).clamp_min(0))
+        places = count.cumsum(dim=1) - 1
+        if padding_side == "left":
+            places += spliced_mask.shape[1] - count.sum(dim=1, keepdim=True)
+        watched.append(places.clamp_min(0))
     return SplicedPrompts(
         inputs_embeds=_pad(rows, 0.0, padding_side),
         attention_mask=spliced_mask,
