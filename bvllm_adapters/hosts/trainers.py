@@ -15,24 +15,29 @@ COUNTED = "num_items_in_batch"  # labels of a step, as a Trainer says them to fo
 
 
 def for_trainers(
-    model: Any, output: Any, places: Sequence[Tensor], kwargs: Mapping[str, Any]
+    model: Any,
+    output: Any,
+    places: Sequence[Tensor],
+    labels: Tensor | None,
+    kwargs: Mapping[str, Any],
 ) -> bool:
     """Logits in the output over the ids instead of the spliced prompts, if a Trainer has called.
 
     A Trainer holds logits beside the labels of the ids, which it does not know to be spliced: to
     smooth them, in a loss of the user's own, in `compute_metrics` and `predict`. It is known by
     saying how many labels a step has. What it finds at a placeholder are the logits of its last
-    visual token, which predict the word behind it, so the loss over either is the same.
+    visual token, which predict the word behind it, so the loss over either is the same. In
+    training with labels it wants the loss alone, and a copy of logits would be for nothing.
 
     Args:
         output: of the language model, with (B, S, V) logits.
         places: what `places_of_ids` watched, (B, L); nothing where nothing was spliced.
-        kwargs: of forward().
+        labels, kwargs: of forward().
 
     Returns:
-        Whether a Trainer has called.
+        Whether a Trainer has called that reads logits.
     """
-    if COUNTED not in kwargs:
+    if COUNTED not in kwargs or (model.training and labels is not None):
         return False
     _shifts_labels_of(type(model).__name__)
     for at in () if isinstance(output, tuple) else places:

@@ -14,7 +14,7 @@ class LoraSettings:
     """Of the language model in instruction tuning; the defaults are the paper's (7.1).
 
     Args:
-        rank, alpha: r and alpha of LoRA.
+        rank, alpha: r, 65,536 at most, and alpha of LoRA.
         dropout: before it. Above 0, the noise depends on how many devices share a step.
         targets: names of layers, or their ends; None: all linear layers of the decoder.
     """
@@ -25,7 +25,7 @@ class LoraSettings:
     targets: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        check_count("lora.rank", self.rank)
+        check_count("lora.rank", self.rank, most=2**16)
         check_number("lora.alpha", self.alpha, above=0)
         check_number("lora.dropout", self.dropout, least=0, below=1)
         if self.targets is not None:

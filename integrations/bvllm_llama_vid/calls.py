@@ -51,8 +51,8 @@ class Calls(StepsOfTransformers):
     ) -> Any:
         """A LlamaForCausalLM's, with `images` and `prompts` of
         `prepare_inputs_labels_for_multimodal`; logits are (B, S, V), and the output's `labels`
-        those of the spliced prompts. A Trainer, known by its num_items_in_batch, gets logits over
-        the ids, and no labels but its own. The cache may come under either name."""
+        those of the spliced prompts. A Trainer that holds logits beside its own labels
+        gets them over the ids, see `for_trainers`. The cache may come under either name."""
         cache = one_cache(cache, past_key_values)
         places: list[Tensor] = []
         if input_ids is not None and inputs_embeds is None:
@@ -81,7 +81,8 @@ class Calls(StepsOfTransformers):
             logits_to_keep=logits_to_keep,
             **kwargs,
         )
-        if not for_trainers(self, outputs, places, kwargs) and not isinstance(outputs, tuple):
+        read_by_trainer = for_trainers(self, outputs, places, labels, kwargs)
+        if not read_by_trainer and not isinstance(outputs, tuple):
             outputs.labels = labels
         return outputs
 

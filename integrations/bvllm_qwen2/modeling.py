@@ -44,8 +44,8 @@ class BvllmQwen2Output(CausalLMOutputWithPast):
         visual_tokens: of each visual input in reading order, with their provenance.
         labels: (B, S) of the spliced prompts, -100 at visual tokens and padding, where labels came.
 
-    A Trainer, known by its num_items_in_batch, holds the logits beside the labels of its ids. It
-    gets (B, L) logits, those of the last visual token at a placeholder, and no labels.
+    A Trainer that holds logits beside its own labels gets them over the ids, and no labels, see
+    `bvllm_adapters.hosts.trainers.for_trainers`.
     """
 
     attention_mask: Tensor | None = None
@@ -179,12 +179,12 @@ class BvllmQwen2ForConditionalGeneration(Generation, PreTrainedModel, Generation
                 labels=labels,
                 **kwargs,
             )
-        called_by_trainer = for_trainers(self, output, places, kwargs)
+        read_by_trainer = for_trainers(self, output, places, labels, kwargs)
         result = BvllmQwen2Output(
             **output,
             attention_mask=attention_mask,
             visual_tokens=tokens,
-            labels=None if called_by_trainer else labels,
+            labels=None if read_by_trainer else labels,
         )
         return result.to_tuple() if return_dict is False else result
 

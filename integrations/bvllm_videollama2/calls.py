@@ -48,8 +48,8 @@ class Calls(StepsOfTransformers):
     ) -> Any:
         """Logits over the spliced prompts; see `prepare_inputs_labels_for_multimodal`.
 
-        The output's `labels` are those of the spliced prompts. A Trainer, known by its
-        num_items_in_batch, gets logits over the ids, and no labels but its own. Given position_ids
+        The output's `labels` are those of the spliced prompts. A Trainer that holds
+        logits beside its own labels gets them over the ids, see `for_trainers`. Given position_ids
         are for prompts without images; spliced prompts are numbered anew. The cache may come under
         either name.
         generate() asks for the last logits alone, as it finds `logits_to_keep` here.
@@ -82,7 +82,8 @@ class Calls(StepsOfTransformers):
             logits_to_keep=logits_to_keep,
             **kwargs,
         )
-        if not for_trainers(self, outputs, places, kwargs) and not isinstance(outputs, tuple):
+        read_by_trainer = for_trainers(self, outputs, places, labels, kwargs)
+        if not read_by_trainer and not isinstance(outputs, tuple):
             outputs.labels = labels
         return outputs
 

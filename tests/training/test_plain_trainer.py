@@ -108,6 +108,15 @@ def test_a_trainer_gets_logits_over_the_ids(setting: Setting) -> None:
     )
 
 
+def test_in_training_only_the_loss_is_wanted(setting: Setting) -> None:
+    batch = setting.batch(setting.examples)
+    out = setting.model.train()(**batch, num_items_in_batch=torch.tensor(7))
+    assert out.labels.shape == out.logits.shape[:2]
+    labels = batch.pop("labels")
+    out = setting.model(**batch, num_items_in_batch=torch.tensor(7))
+    assert out.logits.shape[:2] == labels.shape
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 @torch.no_grad()
 def test_a_placeholder_has_the_logits_of_its_last_token(side: str, setting: Setting) -> None:

@@ -103,6 +103,7 @@ def test_saved_and_loaded(fields: dict[str, Any], tmp_path: Path) -> None:
         ({"stage": "instruction", "lora": 4}, "lora: got 4, wanted settings by name"),
         ({"stage": "instruction", "lora": {"r": 4}}, r"unknown names \['r'\]"),
         ({"stage": "instruction", "lora": {"rank": 0}}, "lora.rank: got 0"),
+        ({"stage": "instruction", "lora": {"rank": 10**9}}, "lora.rank: got 1000000000, wanted"),
         ({"stage": "instruction", "lora": {"alpha": 0}}, "lora.alpha: got 0"),
         ({"stage": "instruction", "lora": {"dropout": 1}}, "lora.dropout: got 1"),
         ({"stage": "instruction", "lora": {"targets": "q"}}, "lora.targets: got 'q'"),
