@@ -16,13 +16,14 @@ Kind = Literal["video", "image", "text"]
 TAGS = {"video": ("<video>", VIDEO), "image": ("<image>", IMAGE)}
 
 # Upstream gives this to the families that were trained with Llama-2's habits.
-SYSTEM = (
-    "<<SYS>>\nYou are a helpful, respectful and honest assistant. Always answer as helpfully as "
+SYSTEM_TAGS = "<<SYS>>\n{}\n<</SYS>>"
+SYSTEM = SYSTEM_TAGS.format(
+    "You are a helpful, respectful and honest assistant. Always answer as helpfully as "
     "possible, while being safe.  Your answers should not include any harmful, unethical, racist, "
     "sexist, toxic, dangerous, or illegal content. Please ensure that your responses are socially "
     "unbiased and positive in nature.\nIf a question does not make any sense, or is not factually "
     "coherent, explain why instead of answering something not correct. If you don't know the "
-    "answer to a question, please don't share false information.\n<</SYS>>"
+    "answer to a question, please don't share false information."
 )
 WITH_SYSTEM = ("videollama2", "videollama2_mistral", "videollama2_mixtral")
 

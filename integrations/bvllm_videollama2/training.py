@@ -12,7 +12,7 @@ from bvllm_adapters.training.host import Example
 from bvllm_adapters.video.frames import Video
 from bvllm_videollama2.inputs import PLACEHOLDERS
 from bvllm_videollama2.preprocessing import Videollama2Processor
-from bvllm_videollama2.prompts import TAGS
+from bvllm_videollama2.prompts import SYSTEM_TAGS, TAGS
 
 _PLACEHOLDER = dict(TAGS.values())
 _TAG = re.compile(f"({'|'.join(_PLACEHOLDER)})")
@@ -37,7 +37,11 @@ class Videollama2Training:
             {"role": "assistant" if i % 2 else "user", "content": turn}
             for i, turn in enumerate(turns)
         ]
-        system = self.processor.system if system is None else system
+        own = self.processor.system
+        if system is None:
+            system = own
+        elif own is not None:  # of the families with Llama-2's habits
+            system = SYSTEM_TAGS.format(system)
         if system is not None:
             messages.insert(0, {"role": "system", "content": system})
         text: str = self.processor.tokenizer.apply_chat_template(

@@ -71,6 +71,20 @@ def validated(output: Path) -> list[float]:
 
 
 @pytest.mark.slow
+def test_two_processes_go_on_from_a_checkpoint(configured: Any, tmp_path: Path) -> None:
+    lora = {"rank": 4, "alpha": 8, "dropout": 0.1}  # whose noise each process has of its own
+    fields = {"stage": "instruction", "lora": lora, "max_steps": 4, "save_every": 2, "keep": None}
+    config = configured(**fields, batch_per_device=1)
+    whole = run_by_two(config, tmp_path, timeout=180)
+    (config.output / "checkpoint-4" / "rng_state_1.pth").unlink()
+    again = run_by_two(config, tmp_path, timeout=180, RESUME="1")
+    assert again[1]["losses"] == whole[1]["losses"][2:]
+    for rank in range(2):
+        for name, weight in again[rank]["weights"].items():
+            assert torch.equal(weight, whole[rank]["weights"][name]), name
+
+
+@pytest.mark.slow
 def test_zero_2_takes_the_same_steps_and_can_be_resumed(configured: Any, tmp_path: Path) -> None:
     pytest.importorskip("deepspeed", reason="deepspeed is not installed")
     fields = {"stage": "instruction", "epochs": 4}

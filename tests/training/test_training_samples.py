@@ -104,6 +104,17 @@ def test_a_system_turn_is_said_and_not_learned(name: str, hosts: dict[str, Path]
     assert "".join(own.split()) not in words
 
 
+def test_a_system_turn_of_llama_2s_habits(hosts: dict[str, Path]) -> None:
+    from bvllm_videollama2.prompts import SYSTEM
+
+    host = training_of("bvllm_videollama2", hosts["bvllm_videollama2"])
+    host.processor.system = SYSTEM
+    assert SYSTEM in host.prompt(["q"])
+    told = host.prompt(["q"], system="Be short.")
+    assert "<<SYS>>\nBe short.\n<</SYS>>" in told
+    assert SYSTEM not in told
+
+
 def test_a_format_without_system_turns_is_named(hosts: dict[str, Path]) -> None:
     host = training_of("bvllm_qwen2", hosts["bvllm_qwen2"])
     said = [{"from": "system", "value": "be short"}, *talk("q", "a")]
