@@ -87,7 +87,7 @@ def kill_in(point: str, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
             raise Killed
 
     def removed(path: Any, *args: Any, **kwargs: Any) -> None:
-        if is_now(path) and point == "removal" and Path(path).exists():
+        if f"old-checkpoint-{step}" in str(path) and point == "removal" and Path(path).exists():
             cut(next(file for file in Path(path).rglob("*") if file.is_file()))
             raise Killed
         rmtree(path, *args, **kwargs)

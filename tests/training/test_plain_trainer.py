@@ -19,6 +19,7 @@ from transformers import (
 
 import bvllm_adapters as bvllm
 from bvllm_adapters.hosts.find import host_of
+from bvllm_adapters.question import pad
 from bvllm_adapters.training.host import Example
 from bvllm_adapters.training.rows import Source, read_rows
 from bvllm_adapters.training.samples import Collate, Samples
@@ -44,7 +45,13 @@ class Setting:
         self.out = out
 
     def batch(self, examples: list[Example]) -> dict[str, Any]:
-        return {k: v for k, v in self.collate(examples).items() if k not in OURS}
+        batch = {k: v for k, v in self.collate(examples).items() if k not in OURS}
+        if "pixel_values" in batch:  # the native host's, which reads no question out of a prompt
+            tokenize = self.model.balanced_tokenizer.question_tokenizer
+            asked = [tokenize(one.question) for one in examples for _ in one.visuals]
+            batch["question_ids"], mask = pad(asked)
+            batch["question_mask"] = mask.long()
+        return batch
 
     def trainer(
         self,
