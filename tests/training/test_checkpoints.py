@@ -80,10 +80,11 @@ def kill_in(point: str, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
         write_whole(path, text)
 
     def renamed(source: Any, target: Any) -> None:
-        if is_now(source) and point == "before rename":
+        whole = Path(source).name == f"checkpoint-{step}"
+        if whole and point == "before rename":
             raise Killed
         rename(source, target)
-        if is_now(source) and point == "after rename":
+        if whole and point == "after rename":
             raise Killed
 
     def removed(path: Any, *args: Any, **kwargs: Any) -> None:
