@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from bvllm_adapters.checks import check_count
-from bvllm_adapters.hosts.adapter import base_model, tokenizer_of
+from bvllm_adapters.hosts.base import base_model, tokenizer_of
 from bvllm_adapters.hosts.evaluating import evaluating
 from bvllm_adapters.hosts.find import host_of
 from bvllm_adapters.hosts.generation import (

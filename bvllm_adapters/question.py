@@ -14,6 +14,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from torch import Tensor
 
 from bvllm_adapters.config import check_vocabulary
+from bvllm_adapters.context import asking as asking  # where scripts look for it
 from bvllm_adapters.weights.checkpoint import CheckpointError
 
 VOCABULARY = Path(__file__).parent / "data" / "bert-base-uncased-vocab.txt"

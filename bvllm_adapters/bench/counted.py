@@ -20,7 +20,7 @@ from bvllm_adapters.bench.shapes import counted, empty, flops_of, in_shape, shap
 from bvllm_adapters.bench.unwrapped import CHUNK, own_way
 from bvllm_adapters.budget_merger import merge_to, prompt_shares
 from bvllm_adapters.features import Selection
-from bvllm_adapters.hosts.adapter import tokenizer_of
+from bvllm_adapters.hosts.base import tokenizer_of
 from bvllm_adapters.hosts.find import host_of
 from bvllm_adapters.seeing.encoding import KEEP_FRAMES, Encoding
 from bvllm_adapters.trace import FrameTrace, Trace

@@ -15,7 +15,7 @@ from bvllm_adapters.bench.rows import Row, rows_of
 from bvllm_adapters.bench.ways import TEXT_TOKENS, Asking, setting_of
 from bvllm_adapters.checks import check_count
 from bvllm_adapters.evaluation.needle import DEMO_VIDEO
-from bvllm_adapters.hosts.adapter import base_model, tokenizer_of
+from bvllm_adapters.hosts.base import base_model, tokenizer_of
 
 QUESTION = "What happens in the video?"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from bvllm_adapters.hosts.adapter import TOKENIZER
+from bvllm_adapters.hosts.base import TOKENIZER
 from bvllm_adapters.hosts.find import find_host, list_hosts
 from bvllm_adapters.hosts.host import HostError
 from bvllm_adapters.hosts.wrap import wrap

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bvllm_adapters.build import build_projection
 from bvllm_adapters.features import Selection, VisualTokens
-from bvllm_adapters.hosts.adapter import tokenizer_of
+from bvllm_adapters.hosts.base import tokenizer_of
 from bvllm_adapters.hosts.find import host_of
 from bvllm_adapters.hosts.host import Host, OwnWay
 from bvllm_adapters.ledger import answering, stage

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from bvllm_adapters.hosts.adapter import TOKENIZER
+from bvllm_adapters.hosts.base import TOKENIZER
 from bvllm_adapters.hosts.find import find_host, processor_of
 from bvllm_adapters.hosts.load import load
 from bvllm_adapters.hosts.wrap import unwrap, wrap

@@ -22,7 +22,7 @@ from bvllm_adapters.checks import check_count
 from bvllm_adapters.cli.asked_model import asked_model
 from bvllm_adapters.cli.placement import device_of, dtype_of
 from bvllm_adapters.evaluation.needle import DEMO_VIDEO, demo_haystack
-from bvllm_adapters.hosts.adapter import base_model
+from bvllm_adapters.hosts.base import base_model
 from bvllm_adapters.video.read import open_source
 
 

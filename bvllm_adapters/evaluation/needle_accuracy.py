@@ -20,7 +20,7 @@ from bvllm_adapters.conversation import open_video
 from bvllm_adapters.evaluation.intervals import share
 from bvllm_adapters.evaluation.needle import Haystack, Question, make_haystack
 from bvllm_adapters.features import FrameFeatures, VisualTokens
-from bvllm_adapters.hosts.adapter import TOKENIZER, base_model
+from bvllm_adapters.hosts.base import TOKENIZER, base_model
 from bvllm_adapters.hosts.find import host_of
 from bvllm_adapters.seeing.encoding import Encoding
 from bvllm_adapters.video.read import read_video

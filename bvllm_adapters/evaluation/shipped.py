@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bvllm_adapters.evaluation.methods import METHODS, build_method
-from bvllm_adapters.hosts.adapter import TOKENIZER, tokenizer_of
+from bvllm_adapters.hosts.base import TOKENIZER, tokenizer_of
 from bvllm_adapters.weights.checkpoint import load_strictly, read_tensors
 
 BASELINES = "baselines"  # a folder of <method>.safetensors beside the model's own weights

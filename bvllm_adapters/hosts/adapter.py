@@ -10,9 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from bvllm_adapters.balanced_tokenizer import WEIGHTS_FILE, BalancedTokenizer
-from bvllm_adapters.hosts.base import TOKENIZER as TOKENIZER
-from bvllm_adapters.hosts.base import base_model as base_model
-from bvllm_adapters.hosts.base import tokenizer_of as tokenizer_of
+from bvllm_adapters.hosts.base import TOKENIZER, base_model, tokenizer_of
 from bvllm_adapters.hosts.find import names_of
 from bvllm_adapters.weights.hub import local_folder, upload
 from bvllm_adapters.weights.json_file import CheckpointError

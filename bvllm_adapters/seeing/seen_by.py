@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from bvllm_adapters.hosts.adapter import tokenizer_of
+from bvllm_adapters.hosts.base import tokenizer_of
 from bvllm_adapters.seeing.fingerprint import weights_fingerprint, weights_stamp
 
 PIXELS = "pixels of the processor"

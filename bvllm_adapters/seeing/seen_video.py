@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from bvllm_adapters.features import FrameFeatures
-from bvllm_adapters.hosts.adapter import base_model, tokenizer_of
+from bvllm_adapters.hosts.base import base_model, tokenizer_of
 from bvllm_adapters.hosts.find import host_of, processor_of
 from bvllm_adapters.seeing.encoded_video import EncodedVideo
 from bvllm_adapters.seeing.encoding import Encoding

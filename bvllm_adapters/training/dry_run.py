@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from bvllm_adapters.config import plan
-from bvllm_adapters.hosts.adapter import tokenizer_of
+from bvllm_adapters.hosts.base import tokenizer_of
 from bvllm_adapters.question import IGNORED_LABEL
 from bvllm_adapters.training.chat import tokenized
 from bvllm_adapters.training.checkpoints import check_same_data, last_checkpoint

@@ -15,7 +15,7 @@ from transformers.integrations.integration_utils import (
     get_available_reporting_integrations,
 )
 
-from bvllm_adapters.hosts.adapter import base_model, tokenizer_of
+from bvllm_adapters.hosts.base import base_model, tokenizer_of
 from bvllm_adapters.training.config import TrainingConfig
 from bvllm_adapters.training.files import parse_json, read_text
 from bvllm_adapters.training.rows import Rows

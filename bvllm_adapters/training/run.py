@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
-from bvllm_adapters.hosts.adapter import TOKENIZER, tokenizer_of
+from bvllm_adapters.hosts.base import TOKENIZER, tokenizer_of
 from bvllm_adapters.hosts.find import host_of
 from bvllm_adapters.hosts.host import Host
 from bvllm_adapters.hosts.load import load

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from bvllm_adapters.balanced_tokenizer import WEIGHTS_FILE
-from bvllm_adapters.hosts.adapter import TOKENIZER, base_model, lora_of, tokenizer_of
+from bvllm_adapters.hosts.adapter import lora_of
+from bvllm_adapters.hosts.base import TOKENIZER, base_model, tokenizer_of
 from bvllm_adapters.training.config import TrainingConfig
 from bvllm_adapters.training.lora_settings import LoraSettings
 from bvllm_adapters.weights.checkpoint import check_same, read_tensors

@@ -15,7 +15,8 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer import SCHEDULER_NAME
 
 from bvllm_adapters.context import asking, noise_from
-from bvllm_adapters.hosts.adapter import base_model, save_adapter, tokenizer_of
+from bvllm_adapters.hosts.adapter import save_adapter
+from bvllm_adapters.hosts.base import base_model, tokenizer_of
 from bvllm_adapters.training.checkpoints import UNFINISHED, finish
 from bvllm_adapters.training.dummy_video import zero_of
 from bvllm_adapters.training.samples import InOrder, Samples, ShuffledRows

@@ -26,7 +26,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 import bvllm_adapters as bvllm
 from bvllm_adapters.context import asking
-from bvllm_adapters.hosts.adapter import base_model
+from bvllm_adapters.hosts.base import base_model
 from bvllm_adapters.hosts.language_model import bare_language_model
 from bvllm_adapters.question import VOCABULARY, word_piece
 from bvllm_adapters.weights.checkpoint import CheckpointError

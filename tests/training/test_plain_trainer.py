@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from bvllm_adapters.question import pad
 from bvllm_adapters.training.host import Example
 from bvllm_adapters.training.rows import Source, read_rows
 from bvllm_adapters.training.samples import Collate, Samples
+from bvllm_adapters.training.stages import decoder_linears
+from bvllm_adapters.weights.lora_layers import add_lora
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
@@ -270,3 +273,45 @@ def test_a_compiled_model_is_trained(setting: Setting) -> None:
     compiled = trained(setting, torch_compile=True, torch_compile_backend="aot_eager")
     for name, value in compiled.items():
         torch.testing.assert_close(value, plain[name], atol=1e-4, rtol=1e-3)
+
+
+def learned(model: Any) -> dict[str, torch.Tensor]:
+    """Weights of the tokenizer and of its LoRA, as they are now."""
+    return {
+        name: value.clone()
+        for name, value in model.state_dict().items()
+        if name.startswith("balanced_tokenizer.") or ".bvllm_lora." in name
+    }
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_resumed_run_has_the_tokenizer_that_was_trained(setting: Setting) -> None:
+    add_lora(setting.model, decoder_linears(setting.model, ("q_proj",)), rank=2, alpha=4)
+    fresh, start = copy.deepcopy(setting.model), learned(setting.model)
+    args = {"max_steps": 2, "learning_rate": 5e-3, "save_strategy": "steps", "save_steps": 1}
+    setting.trainer(args=args).train()
+    end = learned(setting.model)
+    assert not any(torch.equal(start[name], end[name]) for name in end if name.endswith("queries"))
+    setting.model = fresh
+    setting.trainer(args=args).train(resume_from_checkpoint=True)
+    assert same(learned(fresh), end)
+    # The same folder is a saved model, too.
+    again = learned(bvllm.load(setting.out / "checkpoint-2"))
+    assert same(again, end)
+
+
+def test_the_best_checkpoint_brings_its_tokenizer_back(setting: Setting) -> None:
+    args = {
+        "max_steps": 3, "learning_rate": 5e-2, "save_strategy": "steps", "save_steps": 1,
+        "eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True,
+        "prediction_loss_only": True,
+    }  # fmt: skip
+    trainer = setting.trainer(args=args)
+    trainer.train()
+    best = trainer.state.best_model_checkpoint
+    assert best is not None
+    assert same(learned(setting.model), learned(bvllm.load(best)))
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(trainer.state.best_metric, rel=1e-5)
