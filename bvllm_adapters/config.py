@@ -17,6 +17,8 @@ Counting = Literal["fixed", "mass", "gap"]
 Projection = Literal["mlp", "linear"]
 ScoutLibrary = Literal["timm", "transformers"]
 
+MOST, MOST_LAYERS = 2**24, 1024  # of a size; of layers
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoutConfig:
@@ -147,9 +149,13 @@ class BalancedTokenizerConfig:
             "qformer_heads cross_attention_frequency vocab_size min_frames"
         ).split():
             check_count(name, getattr(self, name))
+            # A bound on what is made of it, far above what anybody trains: a file may say it.
+            check_count(name, getattr(self, name), most=MOST_LAYERS if "layers" in name else MOST)
         for name in ("max_tokens", "qformer_ffn_width", "selection_support", "max_frames"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
+        if self.qformer_ffn_width is not None:
+            check_count("qformer_ffn_width", self.qformer_ffn_width, most=MOST)
         check_count("max_question_tokens", self.max_question_tokens, least=2, most=512)
         check_number("temperature", self.temperature, above=0)
         check_number("merge_threshold", self.merge_threshold, above=0, most=1)

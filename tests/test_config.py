@@ -13,6 +13,17 @@ def test_defaults_are_the_papers():
     assert (config.temperature, config.merge_threshold) == (0.1, 0.75)
 
 
+@pytest.mark.parametrize("value", [10**9, 10**40])
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [("qformer_layers", 1024), ("num_frames", 2**24), ("qformer_ffn_width", 2**24)],
+)
+def test_sizes_have_a_bound(name, most, value):
+    """Before anything is made of them: they may stand in somebody's file."""
+    with pytest.raises(ValueError, match=f"{name}: got {value}, wanted an int from 1 to {most}"):
+        BalancedTokenizerConfig(**{name: value})
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
