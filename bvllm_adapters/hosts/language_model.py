@@ -104,7 +104,8 @@ def read_generation_config(file: Path, default: Any = None) -> Any:
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         value = values.get(name)
         ids = value if isinstance(value, list) else [value]
-        if not all(each is None or (type(each) is int and 0 <= each < 2**31) for each in ids):
+        right = [each is None or (type(each) is int and 0 <= each < 2**31) for each in ids]
+        if not right or not all(right):
             raise CheckpointError(f"{file}: {name}: got {value!r}, wanted ids of words")
     if not values.get("do_sample"):
         values = {k: v for k, v in values.items() if k not in ("temperature", "top_p", "top_k")}

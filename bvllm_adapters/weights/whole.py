@@ -7,6 +7,7 @@ moved. Whoever reads or saves next finishes that, wherever the process ended.
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import re
@@ -60,8 +61,8 @@ def _commit(writing: Path, folder: Path) -> None:
         try:
             writing.rename(folder / SAVED)
             return
-        except OSError:
-            if not (folder / SAVED).is_dir():
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
             finish(folder)
 
