@@ -33,7 +33,8 @@ def load(
 
     Args:
         base: folder or hub id of the model that a LoRA or projector-only folder changes, where
-            its config.json does not say.
+            its files do not name one, or one that is neither on this disk nor in the hub's cache:
+            what a file names is not downloaded.
         dtype: of all weights. host: "module:OBJECT" instead of the published one.
         revision: branch, tag or commit of a hub id.
         strict: see `wrap`.
@@ -52,7 +53,10 @@ def load(
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise CheckpointError(f"{file}: architectures: got {names!r}, wanted a list of names")
     if host is None and not names:
-        raise HostError(f"{file} names no architectures, so no host can be found")
+        raise HostError(
+            f"{file} names no architectures, so no host can be found; name its class there, or "
+            "choose with host='module:OBJECT' (`bvllm hosts` lists the installed ones)"
+        )
     from_base = {} if base is None else {"base": base}
     served_by = published_host(names[0]) if host is None else find_host(host)
     model = served_by.load(folder, dtype=dtype, **from_base).eval()

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from bvllm_adapters.question import without
 from bvllm_adapters.training.media_paths import RowError as RowError
 from bvllm_adapters.training.media_paths import media_path
 
@@ -58,7 +59,7 @@ class Row:
     @property
     def question(self) -> str:
         """What the first turn asks, without tags: all that the Q-Formers are told."""
-        return TAG.sub("", self.turns[0]).strip()
+        return without(self.turns[0], TAGS).strip()
 
 
 def parse(raw: Any, media: Path, name: str, *, outside: bool = False) -> Row:
@@ -156,4 +157,4 @@ def _arranged(turn: str) -> str:
     tags = TAG.findall(turn)
     if len(tags) != 1:
         return turn.strip()
-    return f"{tags[0]}\n{TAG.sub('', turn).strip()}".strip()
+    return f"{tags[0]}\n{without(turn, TAGS).strip()}".strip()

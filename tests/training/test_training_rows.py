@@ -261,3 +261,14 @@ def test_no_list_of_rows(text: str | None, tmp_path: Path) -> None:
         file.write_text(text)
     with pytest.raises(ValueError, match=r"data: .*rows\.json"):
         read_rows([Source(file, tmp_path)])
+
+
+@pytest.mark.parametrize("text", ["<vid<video>eo>What?", "<vid<image>eo><video>What?"])
+def test_tags_that_leaving_out_others_would_form(text: str) -> None:
+    """One medium, one tag: what is left of a question holds none."""
+    if "<image>" in text:
+        with pytest.raises(RowError, match="got 1, wanted 2, one for each tag"):
+            row(conversations=talk(text, "a"), video="a.mp4")
+        return
+    found = row(conversations=talk(text, "a"), video="a.mp4")
+    assert found.turns[0] == "<video>\nWhat?" and found.question == "What?"
