@@ -351,6 +351,8 @@ def test_an_adapter_is_pushed_to_the_hub(
             "host_fingerprint.safetensors",
         ]
     }  # fmt: skip
+    assert model.push_to_hub("me/whole") == "https://hub/me/whole"
+    assert {"bvllm_adapter", "config.json", "model.safetensors"} <= set(pushed["me/whole"])
     with pytest.raises(ValueError, match="push_to_hub: got True, wanted"):
         model.save_pretrained(tmp_path, push_to_hub=True)
 

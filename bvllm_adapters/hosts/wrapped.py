@@ -16,6 +16,7 @@ from bvllm_adapters.hosts.adapter import save_adapter
 from bvllm_adapters.hosts.base import TOKENIZER, tokenizer_of
 from bvllm_adapters.hosts.find import names_of, processor_of, published_host
 from bvllm_adapters.hosts.host import Host, HostError
+from bvllm_adapters.weights.hub import upload
 from bvllm_adapters.weights.lora_layers import ATTRIBUTE
 from bvllm_adapters.weights.whole import saved_whole
 
@@ -66,6 +67,11 @@ class Wrapped:
                 processor_of(model).save_pretrained(new)
             except (OSError, ValueError) as error:
                 log.info("%s: no processor was saved: %s", save_directory, error)
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None) -> str:
+        """Modifications: all that `save_pretrained` writes, folders in folders too; returns the
+        address."""
+        return upload(self.save_pretrained, repo_id, private=private)
 
     def _host_state(self, live: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What the host would have without its wrapping."""

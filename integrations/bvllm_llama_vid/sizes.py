@@ -124,10 +124,11 @@ def _name(
     new = {name: size for name, size in found.items() if size != known[name]}
     if new or given:
         setattr(config, key, new | given)
-    if "hidden_size" in new and "num_attention_heads" not in given:
+    width = (new | given).get("hidden_size")
+    if width is not None and "num_attention_heads" not in given:
         raise ValueError(
-            f"{key}: got weights of width {new['hidden_size']} and no num_attention_heads, which "
-            "no weight shows; wanted it said"
+            f"{key}: got a width of {width} and no num_attention_heads, which no weight shows; "
+            "wanted it said"
         )
 
 
