@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from safetensors.torch import load_file, save_file
 from tiny_hosts import TINY_HOSTS, wrap_small
 from torch import nn
@@ -20,7 +21,9 @@ from torch import nn
 import bvllm_adapters as bvllm
 from bvllm_adapters import BalancedTokenizer, BalancedTokenizerConfig
 from bvllm_adapters.hosts.base import tokenizer_of
+from bvllm_adapters.training.stages import decoder_linears
 from bvllm_adapters.weights.json_file import CheckpointError
+from bvllm_adapters.weights.lora_layers import add_lora
 from bvllm_adapters.weights.whole import SAVED, finish, saved_whole
 
 # peft asks transformers for a name that transformers is about to change.
@@ -404,3 +407,17 @@ def test_a_damaged_fingerprint(made: Any, tmp_path: Path) -> None:
     save_file({"a": torch.zeros(3)}, file, {"dtype": "float32"})
     with pytest.raises(CheckpointError, match=r"host_fingerprint\.safetensors: got"):
         bvllm.wrap(copy.deepcopy(made), adapter=tmp_path)
+
+
+def test_an_offloaded_tokenizer_and_its_lora_are_saved(made: Any, tmp_path: Path) -> None:
+    """As with device_map: weights are on no device until they are used."""
+    if "LlavaLlama" in type(made).__name__:
+        pytest.skip("timm's EVA reads weights of layers without calling them")
+    model = wrap_small(copy.deepcopy(made))
+    add_lora(model, decoder_linears(model, ("q_proj",)), rank=2, alpha=4)
+    before = copy.deepcopy(model)
+    cpu_offload(model, execution_device="cpu")
+    assert model.balanced_tokenizer.spatial_sampler.queries.is_meta
+    bvllm.save_adapter(model, tmp_path)
+    again = bvllm.wrap(copy.deepcopy(made), adapter=tmp_path)
+    assert equal(again, before)

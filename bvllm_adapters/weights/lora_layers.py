@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from bvllm_adapters.weights.checkpoint import CheckpointError, check_same, read_tensors
 from bvllm_adapters.weights.device import device_of
 from bvllm_adapters.weights.json_file import read_json
-from bvllm_adapters.weights.stamped import write_weights
+from bvllm_adapters.weights.stamped import plain_weights, write_weights
 
 FILE = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -202,7 +202,10 @@ def save_lora(model: nn.Module, folder: Path, stamp: str) -> None:
     config.target_modules = sorted(layers)  # a set would be written in any order
     config.inference_mode = True
     config.save_pretrained(str(folder))
-    weights = {PREFIX + name: value.contiguous() for name, value in _weights(model).items()}
+    weights = {}
+    for name, layer in layers.items():
+        plain = plain_weights(layer, f"the LoRA of {name}", allowed=_MATRICES)
+        weights |= {f"{PREFIX}{name}.{matrix}.weight": plain[matrix] for matrix in _MATRICES}
     write_weights(folder / FILE, weights, stamp)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +75,15 @@ def read_settings(file: Path, weights: Path, needed: Iterable[str] = ()) -> dict
     return values
 
 
-def plain_weights(module: nn.Module, what: str) -> dict[str, Tensor]:
+def plain_weights(
+    module: nn.Module, what: str, *, allowed: Collection[str] = ()
+) -> dict[str, Tensor]:
     """A module's weights under its own names, each in memory of its own.
 
     Offloaded ones are brought back; torch.compile's names are left out.
 
     Args:
-        what: it is, for messages.
+        what: it is, for messages. allowed: names that are its own, whatever they look like.
 
     Raises:
         ValueError: for weights that could not be read back: packed ones, or names that peft or a
@@ -102,8 +104,7 @@ def plain_weights(module: nn.Module, what: str) -> dict[str, Tensor]:
                 f"{what}: got {type(value).__name__} of {value.dtype} in {name}, wanted plain "
                 "floating point weights"
             )
-        foreign = next((part for part in _FOREIGN if part in f"{name}."), None)
-        if foreign is not None:
+        if name not in allowed and any(part in f"{name}." for part in _FOREIGN):
             raise ValueError(
                 f"{what}: got {name}, which is not its own (peft's, or a parametrization's), "
                 "wanted its weights alone; merge_and_unload(), or leave it out of target_modules"
