@@ -108,7 +108,8 @@ def load_adapter(
         raise ValueError(
             f"adapter: {folder} belongs to a {about.get('host')}, wanted one for a {names[0]}"
         )
-    if not isinstance(about.get("lora", False), bool):
+    about.setdefault("lora", False if about["format"] == 1 else None)
+    if not isinstance(about["lora"], bool):
         raise CheckpointError(
             f"{folder / ADAPTER_FILE}: lora: got {about['lora']!r}, wanted a bool"
         )

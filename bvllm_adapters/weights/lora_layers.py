@@ -202,7 +202,7 @@ def save_lora(model: nn.Module, folder: Path, stamp: str) -> None:
     config.target_modules = sorted(layers)  # a set would be written in any order
     config.inference_mode = True
     config.save_pretrained(str(folder))
-    weights = {}
+    weights: dict[str, Tensor] = {}
     for name, layer in layers.items():
         plain = plain_weights(layer, f"the LoRA of {name}", allowed=_MATRICES)
         weights |= {f"{PREFIX}{name}.{matrix}.weight": plain[matrix] for matrix in _MATRICES}
