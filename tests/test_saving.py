@@ -109,7 +109,10 @@ def test_a_save_that_is_killed_leaves_the_old_or_the_new(tmp_path: Path) -> None
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes of the same memory here")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-def test_an_adapter_and_a_model_whose_save_is_killed(model: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.slow)])
+def test_an_adapter_and_a_model_whose_save_is_killed(
+    model: Any, tmp_path: Path, every: int
+) -> None:
     wrap_small(model)
     before = copy.deepcopy(model.balanced_tokenizer)
     model.save_pretrained(tmp_path / "model")
@@ -117,7 +120,7 @@ def test_an_adapter_and_a_model_whose_save_is_killed(model: Any, tmp_path: Path)
     with torch.no_grad():
         for weights in model.balanced_tokenizer.parameters():
             weights.add_(1)
-    for step in range(1, 100, 7):
+    for step in range(1, 200, every):
         for folder, save in (
             (tmp_path / "adapter", lambda: bvllm.save_adapter(model, tmp_path / "adapter")),
             (tmp_path / "model", lambda: model.save_pretrained(tmp_path / "model")),
