@@ -93,6 +93,18 @@ def test_a_sampler_of_ones_own_needs_forward_alone(sampler, training):
         assert torch.equal(tokens.tokens, made.projection(wanted.flatten(0, 1)))
 
 
+@pytest.mark.parametrize("evaluation", ["hard", "soft"])
+def test_patches_go_through_the_samplers_norm_once(evaluation):
+    made = tokenizer({"evaluation": evaluation, "max_tokens": None}, projection=None)
+    nn.init.normal_(made.spatial_sampler.norm.weight)  # with ones, twice would be as once
+    given, text = video(), made.question_tokenizer("?")
+    (tokens,) = made([given], [text])
+    normed = made.spatial_sampler.norm(given.patches)
+    frames = torch.einsum("mt,tpc->mpc", tokens.selection.weights, normed)
+    wanted = made.spatial_sampler.read(frames, text.expand(len(frames), -1), None)
+    assert torch.allclose(tokens.tokens, wanted.flatten(0, 1), atol=1e-5)
+
+
 def test_a_selector_of_ones_own_need_not_know_a_number_of_frames():
     class FirstFrame(nn.Module):
         def forward(self, cls, text_ids, *, seconds, generator):

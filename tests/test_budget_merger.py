@@ -65,6 +65,13 @@ def test_clusters_come_in_the_order_of_their_earliest_member():
     assert size.tolist() == [[2, 2, 1, 1]]
 
 
+def test_of_equals_the_first_wins():
+    tokens = torch.tensor([[[1.0], [2.0], [3.0], [4.0]]])  # all of one direction
+    merged, size = merge_to(tokens, 3)
+    assert merged.flatten().tolist() == [1.5, 3, 4]  # the first even one, into the first odd one
+    assert size.tolist() == [[2, 1, 1]]
+
+
 def test_a_zero_token_is_similar_to_nothing():
     x = torch.randn(1, 4, 8)
     x[0, 1] = 0

@@ -500,7 +500,7 @@ def test_features_do_not_need_their_file_once_loaded(model, processor, tmp_path)
     assert loaded.ask(QUESTIONS[0]).text
 
 
-@pytest.mark.parametrize("change", ["half", "one value", "dtype"])
+@pytest.mark.parametrize("change", ["half", "one value", "another order", "dtype"])
 def test_features_of_other_weights_are_refused(model, processor, tmp_path, change):
     file = tmp_path / "seen.safetensors"
     bvllm.open_video(model, DEMO_VIDEO, processor=processor, end=3.0).save(file)
@@ -510,6 +510,8 @@ def test_features_of_other_weights_are_refused(model, processor, tmp_path, chang
             weights.view(-1)[1::2].mul_(3)
         elif change == "one value":
             weights.view(-1)[12345] += 1e-3
+        elif change == "another order":
+            weights.copy_(weights.flatten().roll(1).view_as(weights))
         else:
             model.double()
     with pytest.raises(ValueError, match=r"file: got .* (dtype|weights of the tower) .* wanted"):

@@ -103,6 +103,7 @@ def test_scores_of_a_batch_are_those_alone(opened, beams) -> None:
         assert len(other.generated.scores) == 4
         for left, right in zip(one.generated.scores, other.generated.scores, strict=True):
             assert len(left) == len(right) == beams
+            torch.testing.assert_close(left, right, atol=1e-4, rtol=1e-4)
         if beams > 1:
             assert torch.equal(one.generated.beam_indices, other.generated.beam_indices)
             torch.testing.assert_close(

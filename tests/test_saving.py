@@ -22,6 +22,7 @@ import bvllm_adapters as bvllm
 from bvllm_adapters import BalancedTokenizer, BalancedTokenizerConfig
 from bvllm_adapters.hosts.base import tokenizer_of
 from bvllm_adapters.training.stages import decoder_linears
+from bvllm_adapters.weights import sampled, stamped
 from bvllm_adapters.weights.json_file import CheckpointError
 from bvllm_adapters.weights.lora_layers import add_lora
 from bvllm_adapters.weights.whole import SAVED, finish, saved_whole
@@ -69,14 +70,22 @@ def killed_at(step: int, save: Any) -> bool:
     if child == 0:
         touched = 0
 
-        def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        def touch() -> None:
             nonlocal touched
+            touched += 1
+            if touched == step:
+                os._exit(9)
+
+        def watch(event: str, arguments: tuple[Any, ...]) -> None:
             if event in _WRITES and not (event == "open" and "r" in str(arguments[1])):
-                touched += 1
-                if touched == step:
-                    os._exit(9)
+                touch()
+
+        def write(*arguments: Any, **named: Any) -> None:
+            touch()  # safetensors opens files without a word to Python
+            save_file(*arguments, **named)
 
         sys.addaudithook(watch)
+        stamped.save_file = sampled.save_file = write
         try:
             save()
         finally:

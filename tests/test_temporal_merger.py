@@ -38,6 +38,14 @@ def test_soft_rows_become_their_mean():
     assert merged.size.tolist() == [2, 1]
 
 
+def test_what_merging_has_moved_is_in_time_order_again():
+    # The first and the last become one, which is nearer to the last: behind the one in between.
+    weights = torch.tensor([[0.5, 0.0, 0.5], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    merged = TemporalMerger(0.7)(Selection.of(weights))
+    assert merged.frame.tolist() == [1, 2]
+    assert torch.allclose(merged.weights, torch.tensor([[0.0, 1.0, 0.0], [0.25, 0.0, 0.75]]))
+
+
 def test_a_second_merge_weighs_by_size():
     weights = torch.tensor([[1.0, 0.0], [0.5, 0.5]])
     merged = TemporalMerger(0.5)(Selection(weights, torch.tensor([3.0, 1.0])))

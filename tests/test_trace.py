@@ -30,6 +30,15 @@ def test_stages_add_up_and_cost_nothing_outside_a_ledger():
     assert seconds["sleep"] >= 0.04 > seconds["nothing"]
 
 
+def test_a_stage_is_booked_without_those_within_it(monkeypatch):
+    clock = iter([0.0, 1.0, 4.0, 5.0])
+    with monkeypatch.context() as patched, ledger() as seconds:
+        patched.setattr(time, "perf_counter", lambda: next(clock))
+        with stage("outer"), stage("inner"):
+            pass
+    assert seconds == {"inner": 3.0, "outer": 2.0}
+
+
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux resets its mark")
 def test_peak_memory_is_that_of_its_stage():
     """In a process of its own: this one's allocator may hold memory that others gave back."""

@@ -132,8 +132,10 @@ def test_sampled_frames_are_those_on_screen(name, media):
     video = read_video(media(name), fps=3, start=0.5, end=2.6)
     # 0.5, 0.833, ... 2.5 s; the last frame stays on screen as long as the video lasts.
     moments = [m for m in 0.5 + np.arange(7) / 3 if m < times[-1] + times[-1] / len(times)]
-    on_screen = [expected[np.flatnonzero(times <= moment + 1e-3)[-1]] for moment in moments]
-    assert numbers(video.frames) == list(dict.fromkeys(on_screen))
+    on_screen = [int(np.flatnonzero(times <= moment + 1e-3)[-1]) for moment in moments]
+    places = list(dict.fromkeys(on_screen))
+    assert numbers(video.frames) == [expected[place] for place in places]
+    np.testing.assert_allclose(video.seconds, times[places], atol=1e-3)
 
 
 @pytest.mark.parametrize("name", KINDS)

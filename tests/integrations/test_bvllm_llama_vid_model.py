@@ -212,6 +212,18 @@ def test_a_tower_of_another_width_is_projected_for_the_qformer() -> None:
     assert model.get_model().vlm_att_ln.weight.shape == (56,)
 
 
+def test_an_odd_number_of_patches_is_no_sign_of_a_cls_token() -> None:
+    small = tiny_config(64).mm_vision_config | {"image_size": 42}
+    model = variant(mm_vision_config=small, compress_type=None)
+    features = torch.randn(2, 1 + 9, 48, generator=torch.Generator().manual_seed(0))
+    (seen,) = model.vlm_attention(features, [[FIRST]], [2])
+    assert seen.shape == (1, 2 * (1 + 9), 64)
+    # All behind the context token of a frame is of its patches, whether CLS stands before them.
+    (alone,) = model.vlm_attention(features[:, 1:], [[FIRST]], [2])
+    content = [tokens.unflatten(1, (2, 10))[:, :, 1:] for tokens in (seen, alone)]
+    torch.testing.assert_close(*content, **CLOSE)
+
+
 def test_frozen_variants() -> None:
     def trained(kind: str) -> set[str]:
         named = variant(bert_type=kind).get_model().named_parameters()
