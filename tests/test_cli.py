@@ -216,6 +216,25 @@ def started(*arguments: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("taken_for", [None, ImportError])
+def test_ctrl_c_that_a_library_takes_for_something_else(taken_for, monkeypatch, capsys):
+    """As some do while they are imported."""
+
+    def run(options):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except BaseException as error:
+            if taken_for is not None:
+                raise taken_for("cannot be imported") from error
+        return 0
+
+    monkeypatch.setattr(COMMANDS["plan"], "run", run)
+    before = signal.getsignal(signal.SIGINT)
+    assert main(["plan", "3"]) == 130
+    assert capsys.readouterr().err == "bvllm: interrupted\n"
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has other signals")
 def test_ctrl_c_is_one_line():
     command = started("demo")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from typing import NoReturn
 
@@ -35,24 +37,50 @@ def main(arguments: Sequence[str] | None = None) -> int:
         interrupted; a wrong command line exits with 2. BVLLM_DEBUG=1 shows where a problem arose.
     """
     options = _parser().parse_args(arguments)
+    interrupts: list[int] = []
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _noting(interrupts):
             warnings.showwarning = _show_warning
             code = int(options.run(options))
         sys.stdout.flush()
-        return code
+        return _interrupted() if interrupts else code
     except KeyboardInterrupt:
-        print("bvllm: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return _interrupted()
     except BrokenPipeError:  # whoever read our lines, as `head` does, has seen enough
         with open(os.devnull, "w") as nowhere, suppress(OSError):  # nor is the rest flushed there
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
         return BROKEN_PIPE
     except Exception as error:
+        if interrupts:
+            return _interrupted()
         if os.environ.get("BVLLM_DEBUG"):
             raise
         print(f"bvllm: {_told(error)}", file=sys.stderr)
         return 1
+
+
+def _interrupted() -> int:
+    print("bvllm: interrupted", file=sys.stderr)
+    return INTERRUPTED
+
+
+@contextmanager
+def _noting(interrupts: list[int]) -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt inside, and is noted: libraries that are being imported may
+    take it for an error of their own, or for nothing."""
+    if threading.current_thread() is not threading.main_thread():  # who gets no signals
+        yield
+        return
+
+    def interrupt(number: int, frame: object) -> None:
+        interrupts.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _told(error: Exception) -> str:

@@ -39,7 +39,9 @@ def test_both_stages(host: str, configured: Any, hosts: dict[str, Path], tmp_pat
 
     # Instruction tuning moves all but the tower and the language model's own weights.
     watch = Watch()
-    config = configured(host, stage="instruction", adapter=str(tmp_path / "aligned"))
+    # In steps small enough for Adam's first ones, which are of full length, not to overshoot.
+    steps = {"learning_rate": 1e-3, "epochs": 6}
+    config = configured(host, stage="instruction", adapter=str(tmp_path / "aligned"), **steps)
     model = train(config, callbacks=[watch])
 
     # It began with all that alignment had learned.
