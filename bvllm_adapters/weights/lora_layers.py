@@ -37,6 +37,8 @@ class LoraLayer(nn.Module):
             zero, so that what comes out is as before; A is yet to be filled.
     """
 
+    active_adapters = ("bvllm",)  # as peft's layers tell which of theirs are; this one always is
+
     def __init__(
         self,
         rank: int,
