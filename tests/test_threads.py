@@ -91,7 +91,9 @@ def test_pushing_and_asking_and_saving(
         pushed.set()
 
     def ask() -> None:
-        while not pushed.is_set():
+        last = False
+        while not last:  # once more after all was pushed, however soon that was
+            last = pushed.is_set()
             answer = stream.ask("what?", max_new_tokens=3)
             seen.append((answer.trace.frames_decoded, answer.text))
 
