@@ -54,7 +54,10 @@ def dtype_of(model: nn.Module, name_of: Callable[[str], str | None]) -> torch.dt
 
 def save_sampled(file: Path, values: Mapping[str, Tensor], dtype: torch.dtype) -> None:
     metadata = {"format": "pt", "dtype": str(dtype).removeprefix("torch.")}
-    save_file(dict(values), file, metadata)
+    # Of a host that is offloaded as a whole there are none, and not every safetensors reads a file
+    # without any: no weight has the name of this one.
+    none = {"(none)": torch.zeros(VALUES, dtype=torch.float32)}
+    save_file(dict(values) or none, file, metadata)
 
 
 def read_sampled(file: Path) -> tuple[dict[str, Tensor], torch.dtype]:
