@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from bvllm_adapters.checks import check_choice, check_count, check_number
 from bvllm_adapters.weights.json_file import STAMP, blamed, read_json
+from bvllm_adapters.weights.sizes import MOST_PIXELS
 
 FrameFeature = Literal["cls", "mean", "max"]
 Evaluation = Literal["hard", "soft", "sample"]
@@ -44,7 +45,7 @@ class ScoutConfig:
 
     def __post_init__(self) -> None:
         check_count("scout.image_size", self.image_size)
-        check_count("scout.image_size", self.image_size, most=4096)  # of a file, before it is made
+        check_count("scout.image_size", self.image_size, most=MOST_PIXELS)  # maybe a file's
         check_count("scout.width", self.width)
         check_choice("scout.library", self.library, get_args(ScoutLibrary))
         for name, kind, wanted in (

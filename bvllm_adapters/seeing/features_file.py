@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bvllm_adapters.video.sampling import Sampling
-from bvllm_adapters.weights.checkpoint import CheckpointError
+from bvllm_adapters.weights.json_file import CheckpointError, readable
 
 FORMAT = "bvllm_features/1"
 
@@ -84,13 +84,10 @@ def read(file: str | Path) -> FeaturesFile:
     Raises:
         CheckpointError: for another kind of file, or one that holds anything else.
     """
-    try:
-        with safe_open(file, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            # Copied: what is mapped is gone if the file is cut short, and the process with it.
-            state = {name: opened.get_tensor(name).clone() for name in opened.keys()}
-    except Exception as error:  # safetensors, torch and the system all raise their own
-        raise CheckpointError(f"{file}: cannot be read ({error})") from error
+    with readable(file), safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata() or {}
+        # Copied: what is mapped is gone if the file is cut short, and the process with it.
+        state = {name: opened.get_tensor(name).clone() for name in opened.keys()}
     found = metadata.get("format")
     if found != FORMAT:
         raise CheckpointError(f"{file}: got a file of format {found!r}, wanted {FORMAT!r}")

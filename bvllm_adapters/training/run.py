@@ -6,16 +6,15 @@ import logging
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any, cast
 
 import torch
 from torch import nn
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
-from bvllm_adapters.hosts.base import TOKENIZER, tokenizer_of
+from bvllm_adapters.hosts.base import tokenizer_of
 from bvllm_adapters.hosts.find import host_of
-from bvllm_adapters.hosts.host import Host
 from bvllm_adapters.hosts.load import load
 from bvllm_adapters.hosts.warm_start import from_image_model, from_instructblip
 from bvllm_adapters.hosts.wrap import wrap
@@ -121,7 +120,7 @@ def prepared(config: TrainingConfig) -> tuple[nn.Module, HostTraining]:
     host: Any = host_of(model)
     if not hasattr(host, "training"):
         raise ValueError(f"model: got a {type(model).__name__}, whose host cannot be trained here")
-    _wrap(model, host, config)
+    wrap(model, adapter=config.adapter, **config.tokenizer)
     choose_parameters(model, config)
     if config.instructblip is not None:  # into float32 by now
         started = from_instructblip(tokenizer_of(model), config.instructblip)
@@ -130,17 +129,6 @@ def prepared(config: TrainingConfig) -> tuple[nn.Module, HostTraining]:
         log.info("%s: %s", config.scout, from_image_model(tokenizer_of(model), config.scout))
     processor = host.processor(local_folder(config.model, "config.json"))
     return model, cast(HostTraining, host.training(processor))
-
-
-def _wrap(model: nn.Module, host: Host, config: TrainingConfig) -> None:
-    settings = dict(config.tokenizer)
-    if config.adapter is not None:
-        wrap(model, adapter=config.adapter, max_tokens=settings.get("max_tokens"))
-    elif hasattr(model, TOKENIZER) and set(settings) <= {"max_tokens"}:  # a native model's own
-        own = tokenizer_of(model).config.max_tokens
-        wrap(model, max_tokens=settings.get("max_tokens", own))
-    else:
-        wrap(model, config=replace(host.config(model), **settings))
 
 
 def training_arguments(config: TrainingConfig, steps: int) -> TrainingArguments:

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from bvllm_adapters.weights.json_file import CheckpointError as CheckpointError
-from bvllm_adapters.weights.json_file import read_json
+from bvllm_adapters.weights.json_file import read_json, readable
 
 Named = Iterable[tuple[str, Tensor]]
 
@@ -98,7 +98,7 @@ def is_plain_name(name: object) -> bool:
 def read_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
     """Every (key, tensor) of these files, one at a time; no file is held in memory whole."""
     for file in files:
-        try:
+        with readable(file):
             if file.suffix == ".safetensors":
                 with safe_open(file, framework="pt") as tensors:
                     for key in tensors.keys():
@@ -112,8 +112,6 @@ def read_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
                     if not isinstance(tensor, Tensor):
                         raise ValueError(f"holds a {type(tensor).__name__} as {key}")
                     yield key, tensor
-        except Exception as error:  # pickle, zip, safetensors and the system all raise their own
-            raise CheckpointError(f"{file}: cannot be read ({error})") from error
 
 
 def read_shapes(files: Iterable[Path]) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -123,12 +121,9 @@ def read_shapes(files: Iterable[Path]) -> Iterator[tuple[str, tuple[int, ...]]]:
             for key, tensor in read_pickle(file, "meta").items():
                 yield key, tuple(tensor.shape)
             continue
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                for key in tensors.keys():
-                    yield key, tuple(tensors.get_slice(key).get_shape())
-        except Exception as error:  # safetensors and the system raise their own
-            raise CheckpointError(f"{file}: cannot be read ({error})") from error
+        with readable(file), safe_open(file, framework="pt") as tensors:
+            for key in tensors.keys():
+                yield key, tuple(tensors.get_slice(key).get_shape())
 
 
 def read_pickle(file: Path, device: str = "cpu") -> dict[str, Tensor]:
@@ -137,12 +132,10 @@ def read_pickle(file: Path, device: str = "cpu") -> dict[str, Tensor]:
     Raises:
         CheckpointError: for a file that cannot be read, or holds no named tensors.
     """
-    try:
+    with readable(file):
         state: Any = torch.load(
             file, map_location=device, weights_only=True, mmap=zipfile.is_zipfile(file)
         )
-    except Exception as error:  # pickle, zip and the system all raise their own
-        raise CheckpointError(f"{file}: cannot be read ({error})") from error
     for level in ("model", "state_dict", "module"):
         if isinstance(state, Mapping) and isinstance(state.get(level), Mapping):
             state = state[level]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,8 @@ from typing import Any
 import transformers
 from PIL import Image
 
-from bvllm_adapters.weights.json_file import CheckpointError, blamed, read_json
-
-MOST_SIDE = 4096  # pixels of an image
+from bvllm_adapters.weights.json_file import CheckpointError, blamed, is_number, read_json
+from bvllm_adapters.weights.sizes import MOST_PIXELS, check_present
 
 
 def by_pil(family: str) -> Any:
@@ -44,14 +42,12 @@ def check_image_processor(file: Path, values: Mapping[str, Any], processor: Any)
     Args:
         values: that `processor` was made of; what is missing there would be a default's.
     """
-    missing = [name for name in ("size", "image_mean", "image_std") if values.get(name) is None]
-    if missing:
-        raise CheckpointError(f"{file}: got no {', '.join(missing)}, wanted the tower's")
+    check_present(file, values, "size image_mean image_std")
     for name in ("image_mean", "image_std"):
         value = getattr(processor, name, None)
         least = 0 if name == "image_mean" else 1e-3
         parts = list(value) if isinstance(value, list | tuple) else []
-        if len(parts) != 3 or not all(_is_number(part) and least <= part <= 1 for part in parts):
+        if len(parts) != 3 or not all(is_number(part) and least <= part <= 1 for part in parts):
             raise CheckpointError(f"{file}: {name}: got {value!r}, wanted 3 numbers up to 1")
     for name in ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"):
         value = getattr(processor, name, None)
@@ -59,24 +55,22 @@ def check_image_processor(file: Path, values: Mapping[str, Any], processor: Any)
         if not isinstance(value, bool) and not as_usual:
             raise CheckpointError(f"{file}: {name}: got {value!r}, wanted true or false")
     factor: Any = getattr(processor, "rescale_factor", None)
-    if not _is_number(factor) or not 0 < factor <= 1:
+    if not is_number(factor) or not 0 < factor <= 1:
         raise CheckpointError(f"{file}: rescale_factor: got {factor!r}, wanted a number up to 1")
     for name in ("size", "crop_size"):
         value = getattr(processor, name, None)
         sides = dict(value) if value is not None else {}
         if any(not _is_side(side) for side in sides.values() if side is not None):
-            raise CheckpointError(f"{file}: {name}: got {value!r}, wanted pixels up to {MOST_SIDE}")
+            raise CheckpointError(
+                f"{file}: {name}: got {value!r}, wanted pixels up to {MOST_PIXELS}"
+            )
     resample: Any = getattr(processor, "resample", None)
     if not isinstance(resample, int) or isinstance(resample, bool) or not 0 <= resample <= 5:
         raise CheckpointError(f"{file}: resample: got {resample!r}, wanted one of PIL's, 0 to 5")
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _is_side(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MOST_SIDE
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MOST_PIXELS
 
 
 def clip_processor(image_size: int, **settings: Any) -> Any:

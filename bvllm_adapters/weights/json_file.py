@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,14 +25,10 @@ def read_json(file: str | Path) -> dict[str, Any]:
             larger than 256 MiB, or holds anything but an object.
     """
     file = Path(file)
-    try:
+    with readable(file):
         if file.stat().st_size > MOST_BYTES:
             raise CheckpointError(f"{file}: holds {file.stat().st_size} bytes of JSON, wanted less")
         values: Any = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refused)
-    except CheckpointError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: JSON, UTF-8, long ints
-        raise CheckpointError(f"{file}: cannot be read ({error})") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{file}: holds a {type(values).__name__}, wanted a JSON object")
     return values
@@ -42,6 +39,23 @@ def _refused(constant: str) -> Any:
     raise ValueError(f"got {constant}, wanted numbers")
 
 
+def is_number(value: Any) -> bool:
+    """A finite one; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+@contextmanager
+def readable(file: str | Path) -> Iterator[None]:
+    """What reads a file inside may raise what it likes: JSON, pickle, zip, safetensors and the
+    system all have errors of their own. Here it is a CheckpointError that names the file."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{file}: cannot be read ({error})") from error
+
+
 @contextmanager
 def blamed(file: str | Path) -> Iterator[None]:
     """Whatever goes wrong inside is the fault of what stands in `file`: a CheckpointError that
@@ -50,6 +64,6 @@ def blamed(file: str | Path) -> Iterator[None]:
         yield
     except CheckpointError:
         raise
-    except (Exception, RecursionError) as error:
+    except Exception as error:
         told = str(error) or type(error).__name__
         raise CheckpointError(f"{file}: {told}") from error

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bvllm_adapters.weights.checkpoint import CheckpointError, check_same, read_tensors
 from bvllm_adapters.weights.device import device_of
-from bvllm_adapters.weights.json_file import read_json
+from bvllm_adapters.weights.json_file import is_number, read_json
 from bvllm_adapters.weights.stamped import plain_weights, write_weights
 
 FILE = "adapter_model.safetensors"
@@ -85,8 +85,7 @@ def add_lora(
     Raises:
         ValueError: for a model that has a LoRA of ours already, or a name that is no linear layer.
     """
-    if lora_layers(model):
-        raise ValueError("model: got one with a LoRA of an adapter, wanted one without")
+    _check_has_none(model)
     linears = linear_layers(model)
     lacking = sorted(set(targets) - linears.keys())
     if lacking:
@@ -94,6 +93,11 @@ def add_lora(
     for name in targets:
         layer = _beside(linears[name], rank, alpha, dropout)
         nn.init.kaiming_uniform_(layer.lora_A, a=math.sqrt(5))
+
+
+def _check_has_none(model: nn.Module) -> None:
+    if lora_layers(model):
+        raise ValueError("model: got one with a LoRA of an adapter, wanted one without")
 
 
 def _beside(linear: Any, rank: int, alpha: float, dropout: float) -> LoraLayer:
@@ -218,10 +222,10 @@ def load_lora(model: nn.Module, folder: Path) -> None:
         CheckpointError: for layers that the model lacks, or of another shape, and for settings
             other than `save_lora` writes.
     """
-    saved = dict(read_tensors([folder / FILE]))
+    saved = _read(folder)
     alpha, dropout = _settings(folder / CONFIG)
     first = {
-        name.removeprefix(PREFIX).partition(".lora_")[0]: tensor
+        name.partition(".lora_")[0]: tensor
         for name, tensor in saved.items()
         if name.endswith("lora_A.weight")
     }
@@ -236,12 +240,11 @@ def load_lora(model: nn.Module, folder: Path) -> None:
     widest = max(max(linears[name].weight.shape) for name in first)
     if rank > widest:
         raise CheckpointError(f"{folder / FILE}: got rank {rank}, wanted {widest} at most")
-    if lora_layers(model):
-        raise ValueError("model: got one with a LoRA of an adapter, wanted one without")
+    _check_has_none(model)
     try:
         for name in first:
             _beside(linears[name], rank, alpha, dropout)
-        copy_lora(model, folder)
+        _copy(saved, model, folder / FILE)
     except BaseException:
         take_out(model)
         raise
@@ -266,27 +269,31 @@ def _settings(file: Path) -> tuple[float, float]:
             raise CheckpointError(f"{file}: {name}: got {got!r}, wanted {wanted!r}")
     alpha: Any = values.get("lora_alpha")
     dropout: Any = values.get("lora_dropout", 0.0)
-    if not _is_number(alpha) or not 0 < alpha < 1e9:
+    if not is_number(alpha) or not 0 < alpha < 1e9:
         raise CheckpointError(f"{file}: lora_alpha: got {alpha!r}, wanted a number > 0")
-    if not _is_number(dropout) or not 0 <= dropout < 1:
+    if not is_number(dropout) or not 0 <= dropout < 1:
         raise CheckpointError(f"{file}: lora_dropout: got {dropout!r}, wanted a number in [0, 1)")
     return alpha, dropout
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-@torch.no_grad()
 def copy_lora(model: nn.Module, folder: Path) -> None:
     """What `save_lora` wrote into the LoRA layers that a model has, in their dtype.
 
     Raises:
         CheckpointError: for weights that are missing, unexpected or of another shape.
     """
-    saved = {k.removeprefix(PREFIX): tensor for k, tensor in read_tensors([folder / FILE])}
+    _copy(_read(folder), model, folder / FILE)
+
+
+def _read(folder: Path) -> dict[str, Tensor]:
+    """What lies in a folder, under peft's names without their prefix."""
+    return {name.removeprefix(PREFIX): tensor for name, tensor in read_tensors([folder / FILE])}
+
+
+@torch.no_grad()
+def _copy(saved: Mapping[str, Tensor], model: nn.Module, file: Path) -> None:
     ours = _weights(model)
-    check_same(folder / FILE, "the model's LoRA", ours, saved)
+    check_same(file, "the model's LoRA", ours, saved)
     for name, tensor in ours.items():
         tensor.copy_(saved[name])
 

@@ -10,16 +10,15 @@ from torch import Tensor, nn
 
 from bvllm_adapters.weights.checkpoint import CheckpointError, check_same, read_tensors
 from bvllm_adapters.weights.json_file import blamed, read_json
+from bvllm_adapters.weights.lora_layers import CONFIG, FILE, PREFIX
+from bvllm_adapters.weights.sizes import check_present
 
-CONFIG = "adapter_config.json"
 # All that is handed on of it. Its other fields name files, models of the hub and modules to import;
 # and the model is here, whatever it was called in training.
-_NEEDED = ("r", "lora_alpha")
 _RANKS = ("r", "rank_pattern")
 _SCALES = ("lora_alpha", "alpha_pattern")
 _SWITCHES = ("use_rslora", "use_dora", "fan_in_fan_out")
-FILES = ("adapter_model.safetensors", "adapter_model.bin")
-PREFIX = "base_model.model."
+FILES = (FILE, "adapter_model.bin")
 
 
 def _settings(file: Path, weights: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -33,9 +32,7 @@ def _settings(file: Path, weights: Mapping[str, Tensor]) -> dict[str, Any]:
         raise CheckpointError(f"{file}: peft_type: got {values['peft_type']!r}, wanted 'LORA'")
     if values.get("bias", "none") != "none":
         raise CheckpointError(f"{file}: bias: got {values['bias']!r}, wanted 'none'")
-    missing = [name for name in _NEEDED if values.get(name) is None]
-    if missing:
-        raise CheckpointError(f"{file}: got no {', '.join(missing)}, wanted the LoRA's")
+    check_present(file, values, "r lora_alpha")
     widest = max((max(value.shape, default=0) for value in weights.values()), default=0)
     settings = {}
     for name in (*_RANKS, *_SCALES, *_SWITCHES):

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bvllm_adapters.weights.json_file import CheckpointError
+from bvllm_adapters.weights.json_file import CheckpointError, readable
 
 VALUES = 8  # of each weight, evenly spaced over it
 _COARSE = {torch.float16: 2**-10, torch.bfloat16: 2**-7}
@@ -62,12 +62,9 @@ def save_sampled(file: Path, values: Mapping[str, Tensor], dtype: torch.dtype) -
 
 def read_sampled(file: Path) -> tuple[dict[str, Tensor], torch.dtype]:
     """What `save_sampled` wrote. Raises: CheckpointError."""
-    try:
-        with safe_open(file, framework="pt") as opened:
-            dtype = getattr(torch, (opened.metadata() or {})["dtype"])
-            values = {name: opened.get_tensor(name) for name in opened.keys()}
-    except Exception as error:  # safetensors and the system raise their own
-        raise CheckpointError(f"{file}: cannot be read ({error})") from error
+    with readable(file), safe_open(file, framework="pt") as opened:
+        dtype = getattr(torch, (opened.metadata() or {})["dtype"])
+        values = {name: opened.get_tensor(name) for name in opened.keys()}
     shapes = {tuple(value.shape) for value in values.values()}
     if not isinstance(dtype, torch.dtype) or shapes - {(VALUES,)}:
         raise CheckpointError(f"{file}: got {dtype} and shapes {shapes}, wanted a dtype, (8,) each")

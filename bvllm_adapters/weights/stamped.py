@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bvllm_adapters.weights.checkpoint import read_shapes
-from bvllm_adapters.weights.json_file import STAMP, CheckpointError, read_json
+from bvllm_adapters.weights.json_file import STAMP, CheckpointError, read_json, readable
 from bvllm_adapters.weights.sizes import check_settings
 
 # What peft, torch.nn.utils.parametrize and others put into the names of a module's weights.
@@ -44,11 +44,8 @@ def stamp_of(file: Path) -> str | None:
     Raises:
         CheckpointError: it cannot be read.
     """
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return (opened.metadata() or {}).get(STAMP)
-    except Exception as error:  # safetensors and the system raise their own
-        raise CheckpointError(f"{file}: cannot be read ({error})") from error
+    with readable(file), safe_open(file, framework="pt") as opened:
+        return (opened.metadata() or {}).get(STAMP)
 
 
 def read_settings(file: Path, weights: Path, needed: Iterable[str] = ()) -> dict[str, Any]:
