@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from damage import GONE, VALUES, WHOLE, is_another_of_its_kind, mutated, places, value_at
-from tiny_hosts import TINY_HOSTS, wrap_small
+from tiny_hosts import TINY_HOSTS, beside_processor, wrap_small
 from torch import Tensor
 
 import bvllm_adapters as bvllm
@@ -47,11 +47,7 @@ def answer(model: Any) -> tuple[Tensor, str]:
 def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Saved:
     """With its processor and an adapter that has a LoRA."""
     plain, folder = tmp_path_factory.mktemp("plain"), tmp_path_factory.mktemp("saved")
-    model, processor = request.param(plain)
-    if not (plain / "config.json").is_file():
-        model.save_pretrained(plain)
-        processor.save_pretrained(plain)
-        model = bvllm.load(plain)
+    model = beside_processor(request.param, plain)
     wrap_small(model)
     add_lora(model, decoder_linears(model, ("q_proj",)), rank=2, alpha=4)
     with torch.no_grad():

@@ -129,6 +129,17 @@ def test_an_adapter_written_without_lora_has_none(host: Any, made: Any, tmp_path
     assert not lora_layers(fresh)
 
 
+def test_a_lora_of_another_save(host: Any, made: Any, tmp_path: Path) -> None:
+    """As an interrupted copy leaves it: beside the tokenizer of one save the LoRA of another."""
+    model = tuned(host)
+    for name in ("one", "other"):
+        bvllm.save_adapter(model, tmp_path / name)
+    file = Path("lora") / "adapter_model.safetensors"
+    (tmp_path / "one" / file).write_bytes((tmp_path / "other" / file).read_bytes())
+    with pytest.raises(CheckpointError, match="the two were not saved together"):
+        bvllm.wrap(copy.deepcopy(made), adapter=tmp_path / "one")
+
+
 @pytest.mark.parametrize("fault", ["missing", "misshapen", "foreign", "gone"])
 def test_a_lora_that_does_not_fit(fault: str, host: Any, made: Any, tmp_path: Path) -> None:
     bvllm.save_adapter(tuned(host), tmp_path)

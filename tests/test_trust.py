@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_hosts import TINY_HOSTS, wrap_small
+from tiny_hosts import TINY_HOSTS, beside_processor, wrap_small
 from torch import nn
 
 import bvllm_adapters as bvllm
@@ -35,11 +35,7 @@ pytestmark = pytest.mark.filterwarnings(
 def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A host's folder, and in it an adapter with a LoRA."""
     plain, folder = tmp_path_factory.mktemp("plain"), tmp_path_factory.mktemp("saved")
-    model, processor = request.param(plain)
-    if not (plain / "config.json").is_file():
-        model.save_pretrained(plain)
-        processor.save_pretrained(plain)
-        model = bvllm.load(plain)
+    model = beside_processor(request.param, plain)
     add_lora(wrap_small(model), decoder_linears(model, ("q_proj",)), rank=2, alpha=4)
     model.save_pretrained(folder)
     return folder

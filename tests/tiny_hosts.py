@@ -50,3 +50,13 @@ def wrap_small(model: Any, **settings: Any) -> Any:
         if weights.dim() > 1:
             nn.init.normal_(weights, std=0.15)
     return model.eval()
+
+
+def beside_processor(make: Any, folder: Path) -> Any:
+    """The tiny model that `make` makes, loaded from this folder, where its processor lies too."""
+    model, processor = make(folder)
+    if not (folder / "config.json").is_file():
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        model = bvllm.load(folder)
+    return model

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -14,7 +16,7 @@ from bvllm_adapters.hosts.base import TOKENIZER, base_model, tokenizer_of
 from bvllm_adapters.hosts.find import names_of
 from bvllm_adapters.weights.hub import local_folder, upload
 from bvllm_adapters.weights.json_file import CheckpointError
-from bvllm_adapters.weights.lora_layers import ATTRIBUTE, lora_layers, save_lora
+from bvllm_adapters.weights.lora_layers import ATTRIBUTE, FILE, lora_layers, save_lora
 from bvllm_adapters.weights.sampled import (
     differing,
     dtype_of,
@@ -96,7 +98,7 @@ def load_adapter(
             or, if `strict`, of other weights than the model's.
     """
     folder = local_folder(source, ADAPTER_FILE, revision)
-    about = read_settings(folder / ADAPTER_FILE, folder / WEIGHTS_FILE)
+    about = _about(folder)
     if about.get("format") not in ADAPTER_FORMATS or isinstance(about.get("format"), bool):
         raise CheckpointError(
             f"adapter: {folder} is of format {about.get('format')!r}, wanted {ADAPTER_FORMATS[-1]}"
@@ -116,8 +118,20 @@ def load_adapter(
     if about["format"] != 1:
         _check_base(folder, base, strict)
     tokenizer = BalancedTokenizer.from_pretrained(folder)
-    # adapter.json decides: an adapter without LoRA may have been written over one that had some.
-    return Adapter(tokenizer, folder / LORA_FOLDER if about.get("lora") else None)
+    return Adapter(tokenizer, _lora(folder, about))
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    """adapter.json, which is of one save with the weights, those of its LoRA too."""
+    about = read_settings(folder / ADAPTER_FILE, folder / WEIGHTS_FILE)
+    if about.get("lora") is True:
+        read_settings(folder / ADAPTER_FILE, folder / LORA_FOLDER / FILE)
+    return about
+
+
+def _lora(folder: Path, about: Mapping[str, Any]) -> Path | None:
+    """adapter.json decides: an adapter without LoRA may have been written over one that had one."""
+    return folder / LORA_FOLDER if about.get("lora") else None
 
 
 def _check_base(folder: Path, base: nn.Module, strict: bool) -> None:
@@ -139,5 +153,4 @@ def _check_base(folder: Path, base: nn.Module, strict: bool) -> None:
 def lora_of(source: str | Path) -> Path | None:
     """The folder of an adapter's LoRA, in peft's layout; None if it has none."""
     folder = local_folder(source, ADAPTER_FILE)
-    about = read_settings(folder / ADAPTER_FILE, folder / WEIGHTS_FILE)
-    return folder / LORA_FOLDER if about.get("lora") else None
+    return _lora(folder, _about(folder))
