@@ -20,7 +20,17 @@ class BudgetMerger(nn.Module):
     is kept. With no more tokens than the budget, nothing is touched.
 
     Axes: M frames, R tokens per frame, N tokens that are left, H width.
+
+    Args:
+        similarity_width: tokens are compared by so many of their first features; what follows
+            (a host's further levels) goes along in the same weights. None: by all H.
     """
+
+    def __init__(self, similarity_width: int | None = None) -> None:
+        super().__init__()
+        if similarity_width is not None:
+            check_count("similarity_width", similarity_width)
+        self.similarity_width = similarity_width
 
     def forward(
         self,
@@ -42,23 +52,31 @@ class BudgetMerger(nn.Module):
             the order of each token's earliest member.
         """
         check_tensor("tokens", tokens, "M R H")
-        frames, room, _ = tokens.shape
+        frames, room, width = tokens.shape
+        if self.similarity_width is not None and self.similarity_width > width:
+            raise ValueError(
+                f"tokens: got width {width}, wanted at least "
+                f"similarity_width={self.similarity_width}"
+            )
         if selection is None:
             selection = Selection.everything(frames, tokens.device)
         if len(selection) != frames:
             raise ValueError(f"selection: got {len(selection)} frames, wanted {frames} as tokens")
         shares = self._shares(max_tokens, [room] * frames, selection)
-        merged = tokens.new_zeros(sum(shares), tokens.shape[2])
+        merged = tokens.new_zeros(sum(shares), width)
         size = torch.zeros(sum(shares), dtype=torch.float32, device=tokens.device)
+        place = torch.zeros(sum(shares), dtype=torch.int64, device=tokens.device)
         slot = torch.repeat_interleave(
             torch.arange(frames, device=tokens.device),
             torch.tensor(shares, device=tokens.device),
         )
         for share in sorted(set(shares) - {0}):  # two values at most, unless shares were given
             of = torch.tensor([s == share for s in shares], device=tokens.device)
-            part, part_size = merge_to(tokens[of], share)
-            merged[of[slot]], size[of[slot]] = part.flatten(0, 1), part_size.flatten()
-        return VisualTokens(merged, slot, size, selection, selection.size.new_zeros(0))
+            rows = of[slot]
+            merged[rows], size[rows], place[rows] = (
+                part.flatten(0, 1) for part in merge_to(tokens[of], share, self.similarity_width)
+            )
+        return VisualTokens(merged, slot, size, selection, selection.size.new_zeros(0), place)
 
     @staticmethod
     def _shares(
@@ -129,32 +147,40 @@ def prompt_shares(
     return [[next(shares) for _ in range(frames)] for frames, _ in shapes]
 
 
-def merge_to(tokens: Tensor, target: int) -> tuple[Tensor, Tensor]:
+def merge_to(
+    tokens: Tensor, target: int, similarity_width: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Merge similar tokens of each frame until `target` are left, in the order of the earliest
     member of each.
 
     Args:
         tokens: (B, T, H), B frames of T tokens. target: from 1 up; T or more is a no-op.
+        similarity_width: of the features that are compared; None: all H.
 
     Returns:
-        (B, target, H) in the dtype of `tokens`, and (B, target) float32 sizes that sum to T.
+        (B, target, H) in the dtype of `tokens`, (B, target) float32 sizes that sum to T, and
+        (B, target) int64 places of each one's earliest member, which increase.
     """
     check_count("target", target)
     batch, count, _ = tokens.shape
     if target >= count:
-        return tokens, torch.ones(batch, count, dtype=torch.float32, device=tokens.device)
-    merged, size, first = merge_rounds(tokens.float(), target)
-    by_first = torch.argsort(first, dim=1)
+        size = torch.ones(batch, count, dtype=torch.float32, device=tokens.device)
+        return tokens, size, torch.arange(count, device=tokens.device).expand(batch, -1)
+    merged, size, first = merge_rounds(tokens.float(), target, similarity_width)
+    place, by_first = torch.sort(first, dim=1)
     merged = merged.gather(1, by_first[..., None].expand_as(merged))
-    return merged.to(tokens.dtype), size.gather(1, by_first)
+    return merged.to(tokens.dtype), size.gather(1, by_first), place
 
 
-def merge_rounds(merged: Tensor, target: int) -> tuple[Tensor, Tensor, Tensor]:
+def merge_rounds(
+    merged: Tensor, target: int, similarity_width: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Rounds of matching until `target` tokens are left, in the order of the last round, which is
     that of the authors' code.
 
     Args:
         merged: (B, T, H) float32. target: less than T.
+        similarity_width: of the features that are compared; None: all H.
 
     Returns:
         (B, target, H), (B, target) how many each holds, and the position of each one's earliest
@@ -166,13 +192,17 @@ def merge_rounds(merged: Tensor, target: int) -> tuple[Tensor, Tensor, Tensor]:
     while count > target:
         # Halve; the last round is cut short, or takes one token more of an odd number.
         merges = count // 2 if count // 2 > target else count - target
-        merged, size, first = merge_round(merged, size, first, merges)
+        merged, size, first = merge_round(merged, size, first, merges, similarity_width)
         count -= merges
     return merged, size, first
 
 
 def merge_round(
-    tokens: Tensor, size: Tensor, first: Tensor, merges: int
+    tokens: Tensor,
+    size: Tensor,
+    first: Tensor,
+    merges: int,
+    similarity_width: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One round of bipartite matching: `merges` tokens join their most similar counterpart.
 
@@ -182,12 +212,14 @@ def merge_round(
     Args:
         tokens: (B, T, H) float32. size: (B, T) how many each holds. first: (B, T) position of
             each one's earliest member. merges: at most ceil(T / 2).
+        similarity_width: of the features that are compared; None: all H.
 
     Returns:
         The same with T - merges tokens: the even ones that stayed, most similar first, then the
         odd ones.
     """
-    similarity = cosine(tokens[:, ::2], tokens[:, 1::2])
+    compared = tokens[..., :similarity_width]
+    similarity = cosine(compared[:, ::2], compared[:, 1::2])
     best, partner = _first_max(similarity)
     ranked = torch.argsort(best, dim=1, descending=True, stable=True)
     leaving, staying = 2 * ranked[:, :merges], 2 * ranked[:, merges:]

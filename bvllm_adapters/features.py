@@ -33,6 +33,8 @@ class FrameFeatures:
             frames asked for, so that the others need never be encoded or kept.
         seconds: (T,) time of each frame from the video's start, never decreasing;
             None: one frame a second.
+        layout: whatever a host says of how the patches lie (their grid, tiles), handed back to it
+            untouched; None: the host does not ask.
 
     Raises:
         ValueError: naming the argument, for no frames, a wrong shape or dtype, NaN or inf.
@@ -41,6 +43,7 @@ class FrameFeatures:
     cls: Tensor
     patches: Tensor | PatchReader
     seconds: Tensor = field(default=None)  # type: ignore[assignment]
+    layout: Any = None
 
     def __post_init__(self) -> None:
         check_tensor("cls", self.cls, "T C")
@@ -200,9 +203,12 @@ class VisualTokens:
     Args:
         tokens: (N, D) in time order.
         slot: (N,) int64, the row of `selection` a token belongs to; never decreases.
-        size: (N,) float32, how many outputs of the spatial sampler it holds.
+        size: (N,) float32, how many outputs of the spatial sampler it holds (of the host's own
+            tokens, where there is no sampler).
         selection: the M chosen frames with their weights; rows that got no token included.
         seconds: (T,) time of the video's frames; empty where the times are not known.
+        place: (N,) int64, where a token's earliest member stood among the outputs of its row, from
+            0; increases within a row. None: a merger of one's own did not say it.
     """
 
     tokens: Tensor
@@ -210,6 +216,7 @@ class VisualTokens:
     size: Tensor
     selection: Selection
     seconds: Tensor
+    place: Tensor | None = None
 
     @property
     def frame(self) -> Tensor:

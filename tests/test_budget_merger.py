@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from bvllm_adapters import BudgetMerger, Selection
+from bvllm_adapters import BudgetMerger, Selection, testing
 from bvllm_adapters.budget_merger import allot, cosine, merge_round, merge_rounds, merge_to
 
 RECORDED = Path(__file__).parent / "data" / "bvllm_merge"
@@ -22,7 +22,7 @@ PRESENT = sorted(file.stem for file in RECORDED.glob("*.safetensors"))
 def merge_as_recorded(x, target):
     """In the order of the last round."""
     if target >= x.shape[1]:
-        return merge_to(x, target)
+        return merge_to(x, target)[:2]
     return merge_rounds(x, target)[:2]
 
 
@@ -34,7 +34,7 @@ def test_recorded_schedule_with_sizes(name):
     assert torch.allclose(tokens, recorded["out_weighted"], atol=1e-6)
     assert torch.equal(size, recorded["size_weighted"].squeeze(-1))
 
-    ordered, ordered_size = merge_to(recorded["x"], target)
+    ordered, ordered_size, _ = merge_to(recorded["x"], target)
     for row in range(len(tokens)):  # the same tokens, in the order of their earliest member
         places = torch.cdist(ordered[row], tokens[row]).argmin(dim=1)
         assert sorted(places.tolist()) == list(range(tokens.shape[1]))
@@ -60,14 +60,15 @@ def test_clusters_come_in_the_order_of_their_earliest_member():
     e = torch.eye(4)
     # 0 and 3 alike, 1 and 4 alike; 2 and 5 stand alone.
     tokens = torch.stack([e[0], e[1], e[2], e[0] * 3, e[1] * 3, e[3]])[None]
-    merged, size = merge_to(tokens, 4)
+    merged, size, place = merge_to(tokens, 4)
     assert torch.equal(merged[0], torch.stack([e[0] * 2, e[1] * 2, e[2], e[3]]))
     assert size.tolist() == [[2, 2, 1, 1]]
+    assert place.tolist() == [[0, 1, 2, 5]]
 
 
 def test_of_equals_the_first_wins():
     tokens = torch.tensor([[[1.0], [2.0], [3.0], [4.0]]])  # all of one direction
-    merged, size = merge_to(tokens, 3)
+    merged, size, _ = merge_to(tokens, 3)
     assert merged.flatten().tolist() == [1.5, 3, 4]  # the first even one, into the first odd one
     assert size.tolist() == [[2, 1, 1]]
 
@@ -111,6 +112,109 @@ def test_shares_can_be_given():
     merged = BudgetMerger()(tokens, [2, 0, 9])
     assert merged.slot.tolist() == [0, 0, 2, 2, 2, 2, 2]
     assert torch.equal(merged.tokens[2:], tokens[2])
+
+
+def slow_clusters(tokens, target):
+    """Which of a frame's (T, H) tokens become one, one pair at a time: sets of places.
+
+    As the paper tells it, in float64, by lists and loops.
+    """
+    groups = [{i} for i in range(len(tokens))]
+    means = list(tokens.double())
+    while len(groups) > target:
+        half = len(groups) // 2
+        merges = half if half > target else len(groups) - target
+        even, odd = range(0, len(groups), 2), range(1, len(groups), 2)
+        alike = {
+            (i, j): float(torch.cosine_similarity(means[i], means[j], dim=0, eps=1e-12))
+            for i in even
+            for j in odd
+        }
+        best = {i: max(odd, key=lambda j, i=i: alike[i, j]) for i in even}
+        leaving = sorted(even, key=lambda i: -alike[i, best[i]])[:merges]
+        staying = sorted(set(even) - set(leaving), key=lambda i: -alike[i, best[i]])
+        joined = {j: set(groups[j]) for j in odd}
+        for i in leaving:
+            joined[best[i]] |= groups[i]
+        groups = [groups[i] for i in staying] + [joined[j] for j in odd]
+        means = [tokens.double()[sorted(group)].mean(dim=0) for group in groups]
+    return sorted(groups, key=min)
+
+
+def drawn(data, width):
+    """(M, R, width) tokens and a share for each frame."""
+    frames, room = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 24))
+    rng = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
+    shares = [data.draw(st.integers(0, room)) for _ in range(frames)]
+    return torch.randn(frames, room, width, generator=rng), shares
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_a_token_stands_where_its_earliest_member_stood(data):
+    tokens, shares = drawn(data, 8)
+    merged = BudgetMerger()(tokens, shares)
+    testing.check_time_order(merged)
+    assert merged.place.dtype == torch.int64
+    for row, share in enumerate(shares):
+        of = merged.slot == row
+        wanted = slow_clusters(tokens[row], share) if share else []
+        assert merged.place[of].tolist() == [min(group) for group in wanted]
+        assert merged.size[of].tolist() == [len(group) for group in wanted]
+        for token, group in zip(merged.tokens[of], wanted, strict=True):
+            assert torch.allclose(token, tokens[row, sorted(group)].mean(dim=0), atol=1e-5)
+
+
+@pytest.mark.parametrize("max_tokens", [None, 100, [5, 5]])
+def test_without_merging_places_count_on(max_tokens):
+    merged = BudgetMerger()(torch.randn(2, 5, 8), max_tokens)
+    assert merged.place.tolist() == [0, 1, 2, 3, 4] * 2
+    assert torch.equal(merged.with_tokens(torch.zeros(10, 3)).place, merged.place)
+
+
+@settings(deadline=None)
+@given(st.data(), st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
+def test_levels_go_along_in_the_weights_of_their_tokens(data, dtype):
+    """Levels that are an identity matrix come out as the weights themselves."""
+    tokens, shares = drawn(data, 8)
+    frames, room, width = tokens.shape
+    tokens = tokens.to(dtype)
+    identity = torch.eye(room, dtype=dtype).expand(frames, -1, -1)
+    # A level far larger than the tokens: it must not be compared.
+    with_levels = torch.cat([tokens, identity, 100 * tokens.flip(1)], dim=2)
+    merged = BudgetMerger(similarity_width=width)(with_levels, shares)
+    alone = BudgetMerger()(tokens, shares)
+    for name in ("slot", "place", "size"):
+        assert torch.equal(getattr(merged, name), getattr(alone, name))
+    exact = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}[dtype]
+    assert torch.allclose(merged.tokens[:, :width].float(), alone.tokens.float(), atol=exact)
+    weights = merged.tokens[:, width : width + room].float()
+    members = weights > 0
+    assert torch.equal(members.sum(dim=1).float(), merged.size)
+    assert torch.equal(members.int().argmax(dim=1), merged.place)
+    assert torch.allclose(weights * merged.size[:, None], members.float(), atol=exact)
+    for row in range(frames):
+        of = merged.slot == row
+        for part in (slice(0, width), slice(width + room, None)):
+            wanted = weights[of] @ with_levels[row, :, part].float()
+            assert torch.allclose(merged.tokens[of, part].float(), wanted, rtol=exact, atol=exact)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        (0, ValueError, "similarity_width: got 0, wanted an int >= 1"),
+        (1.5, TypeError, "similarity_width: got 1.5"),
+    ],
+)
+def test_a_wrong_similarity_width_is_named(given, error, message):
+    with pytest.raises(error, match=message):
+        BudgetMerger(similarity_width=given)
+
+
+def test_tokens_narrower_than_what_is_compared_are_named():
+    with pytest.raises(ValueError, match="tokens: got width 4, wanted at least similarity_width=8"):
+        BudgetMerger(similarity_width=8)(torch.zeros(2, 3, 4), 4)
 
 
 def test_gradients_reach_every_token():

@@ -222,6 +222,10 @@ def test_the_checks_see_what_is_wrong():
         testing.check_budget([good], 8, available=12)
     with pytest.raises(AssertionError, match="out of order"):
         testing.check_time_order(dataclasses.replace(good, slot=good.slot.flip(0)))
+    with pytest.raises(AssertionError, match="places out of order"):
+        testing.check_time_order(dataclasses.replace(good, place=good.place.flip(0)))
+    with pytest.raises(AssertionError, match="places out of order"):
+        testing.check_time_order(dataclasses.replace(good, place=torch.zeros_like(good.place)))
     with pytest.raises(AssertionError, match="sizes sum"):
         testing.check_mass(
             torch.randn(3, 4, 8), dataclasses.replace(good, size=torch.ones_like(good.size))

@@ -53,6 +53,12 @@ def test_without_times_there_is_one_frame_a_second():
     assert video(seconds=None).seconds.tolist() == [0, 1, 2]
 
 
+def test_what_a_host_says_of_its_patches_is_kept_as_it_is():
+    layout = {"grid_thw": torch.tensor([[3, 4, 4]])}
+    assert video(layout=layout).layout is layout
+    assert video().layout is None
+
+
 def test_pooled_features_stand_for_towers_without_cls():
     patches = torch.tensor([[[1.0, 5.0], [3.0, 1.0]]])
     assert FrameFeatures.pooled(patches, "mean").cls.tolist() == [[2, 3]]

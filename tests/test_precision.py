@@ -75,6 +75,7 @@ STEPS: dict[str, Callable[[], Any]] = {
     "budget": lambda: BudgetMerger()(noise(6, 33, 32), 40).tokens,
     "sizes": lambda: BudgetMerger()(noise(6, 33, 32), 40).size,
     "no budget": lambda: BudgetMerger()(noise(6, 33, 32), None).size,
+    "levels": lambda: BudgetMerger(similarity_width=8)(noise(6, 33, 32), 40).tokens,
     "bfloat16 tokens": lambda: BudgetMerger()(noise(6, 33, 32).bfloat16(), 40).tokens,
     "time order": lambda: Selection.of(soft(64, 700)),
     "everything": lambda: Selection.everything(5),
@@ -196,8 +197,8 @@ def test_inside_of_one_graph(step: Callable[[Tensor], Any], given: Tensor) -> No
 
 
 def test_shapes_alone_are_merged_on_the_meta_device() -> None:
-    tokens, size = merge_to(torch.empty(6, 33, 32, device="meta"), 5)
-    assert tokens.shape == (6, 5, 32) and size.shape == (6, 5)
+    tokens, size, place = merge_to(torch.empty(6, 33, 32, device="meta"), 5)
+    assert tokens.shape == (6, 5, 32) and size.shape == place.shape == (6, 5)
 
 
 def test_merging_under_autocast_has_its_gradient() -> None:

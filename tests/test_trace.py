@@ -93,6 +93,7 @@ def test_soft_choices_are_told_with_their_weights():
         torch.ones(3),
         selection,
         torch.tensor([0.0, 1.5, 4.0]),
+        torch.tensor([0, 1, 0]),
     )
     trace = Trace.of(tokens, max_tokens=None, seconds={"decode": 0.5})
     first, second = trace.frames

@@ -111,4 +111,5 @@ def visual(tokens: Tensor) -> VisualTokens:
         torch.ones(count, dtype=torch.float32, device=tokens.device),
         Selection.single_frame(1, tokens.device),
         torch.zeros(1, dtype=torch.float64),
+        torch.arange(count, device=tokens.device),
     )

@@ -30,11 +30,15 @@ def check_budget(
 
 
 def check_time_order(tokens: VisualTokens) -> None:
-    """Frames never go back."""
+    """Frames never go back; within a row of the selection, places go forward."""
     frame = tokens.frame
     assert bool((frame.diff() >= 0).all()), f"frames out of order: {frame.tolist()}"
     last = tokens.selection.num_frames
     assert bool(((frame >= 0) & (frame < last)).all()), f"frames beyond {last}: {frame.tolist()}"
+    if tokens.place is not None:
+        ahead = (tokens.place.diff() > 0) | (tokens.slot.diff() > 0)
+        forward = bool(ahead.all()) and bool((tokens.place >= 0).all())
+        assert forward, f"places out of order: {tokens.place.tolist()}"
 
 
 def check_selection(selection: Selection, choices: int | None = None) -> None:
