@@ -115,7 +115,12 @@ class Selection:
         size: (M,) float32, how many of the selector's choices a row holds; they sum to K.
         support: (M, T) bool, the frames that a row may give weight, which is zero elsewhere, and
             that gradients reach; None: all.
+
+    `scores` are the (T,) float32 numbers that a selector without training chose frames by; None
+    where there are none.
     """
+
+    scores: Tensor | None = None
 
     def __init__(self, weights: Tensor, size: Tensor, support: Tensor | None = None) -> None:
         self.size, self.support = size, support
@@ -130,17 +135,26 @@ class Selection:
         return cls(weights, weights.new_ones(len(weights)), support).in_time_order()
 
     @classmethod
-    def whole(cls, frame: Tensor, num_frames: int, size: Tensor | None = None) -> Selection:
+    def whole(
+        cls,
+        frame: Tensor,
+        num_frames: int,
+        size: Tensor | None = None,
+        *,
+        scores: Tensor | None = None,
+    ) -> Selection:
         """Frames that are chosen whole, brought into time order.
 
         Args:
             frame: (M,) int64 indices. num_frames: T. size: (M,); None: one choice each.
+            scores: (T,) what they were chosen by.
         """
         if size is None:
             size = torch.ones(len(frame), dtype=torch.float32, device=frame.device)
         made = cls.__new__(cls)
         made.size, made.support = size, None
         made._weights, made._frame, made.num_frames = None, frame, num_frames
+        made.scores = scores
         return made.in_time_order()
 
     @classmethod

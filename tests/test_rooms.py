@@ -16,6 +16,7 @@ FLOORS = [
     "video",
     "features question qformer",
     "frame_count frame_selector temporal_merger spatial_sampler budget_merger scout trace",
+    "selectors",
     "build balanced_tokenizer",
     "hosts",
     "seeing",
