@@ -2,45 +2,31 @@
 
 from __future__ import annotations
 
-import inspect
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bvllm_adapters.budget_merger import BudgetMerger, prompt_shares
+from bvllm_adapters.budget_merger import BudgetMerger, shares_of_prompts
 from bvllm_adapters.build import (
+    build_budget_merger,
     build_projection,
     build_sampler,
     build_scout,
     build_selector,
     build_temporal_merger,
 )
-from bvllm_adapters.checks import check_count
+from bvllm_adapters.checks import check_count, takes
 from bvllm_adapters.config import BalancedTokenizerConfig
 from bvllm_adapters.context import generators
-from bvllm_adapters.features import FrameFeatures, Selection, VisualTokens, mix
+from bvllm_adapters.features import FrameFeatures, Selection, VisualTokens, check_widths, mix
 from bvllm_adapters.ledger import stage
-from bvllm_adapters.question import QuestionTokenizer, pad, question_tokenizer
-from bvllm_adapters.weights.checkpoint import load_strictly, read_tensors
-from bvllm_adapters.weights.empty import without_weights
-from bvllm_adapters.weights.hub import local_folder, upload
-from bvllm_adapters.weights.json_file import blamed
-from bvllm_adapters.weights.stamped import (
-    new_stamp,
-    plain_weights,
-    read_settings,
-    write_json,
-    write_weights,
-)
-from bvllm_adapters.weights.whole import saved_whole
-
-CONFIG_FILE = "balanced_tokenizer.json"
-WEIGHTS_FILE = "balanced_tokenizer.safetensors"
+from bvllm_adapters.question import QuestionTokenizer, pad, question_ids, question_tokenizer
+from bvllm_adapters.selectors.choosing import choose
+from bvllm_adapters.weights.pretrained import Pretrained
 
 
 class _FromConfig:
@@ -53,13 +39,7 @@ class _FromConfig:
 FROM_CONFIG: Any = _FromConfig()
 
 
-def takes(stage: nn.Module, name: str) -> bool:
-    """Whether a stage's forward() knows an argument that a caller's own stage need not have."""
-    known = inspect.signature(stage.forward).parameters
-    return name in known or any(each.kind is each.VAR_KEYWORD for each in known.values())
-
-
-class BalancedTokenizer(nn.Module):
+class BalancedTokenizer(Pretrained, nn.Module):
     """Frames of a video and a question in, a bounded number of visual tokens out.
 
     Axes: T frames, P patches, C vision width, M chosen frames, R tokens per frame, H Q-Former
@@ -101,7 +81,7 @@ class BalancedTokenizer(nn.Module):
         self.frame_selector = part(frame_selector, lambda: build_selector(config))
         self.temporal_merger = part(temporal_merger, lambda: build_temporal_merger(config))
         self.spatial_sampler = part(spatial_sampler, lambda: build_sampler(config))
-        self.budget_merger = part(budget_merger, BudgetMerger)
+        self.budget_merger = part(budget_merger, lambda: build_budget_merger(config))
         self.projection = part(projection, lambda: build_projection(config, sampled_width))
 
     def forward(
@@ -117,7 +97,8 @@ class BalancedTokenizer(nn.Module):
 
         Args:
             features: of each video or image; lengths may differ.
-            questions: one for each, a string (may be empty) or its (L,) WordPiece ids.
+            questions: one for each, a string (may be empty) or its (L,) WordPiece ids, which say
+                nothing to a selector without training.
             prompts: which prompt each belongs to; those of one prompt share the budget.
                 None: each has a prompt of its own.
             max_tokens: visual tokens per prompt in place of the config's.
@@ -131,7 +112,7 @@ class BalancedTokenizer(nn.Module):
         Raises:
             ValueError: naming the argument, what came and what was wanted.
         """
-        texts = self._checked(features, questions)
+        texts = self._read(features, questions)
         prompts = self._checked_prompts(prompts, len(features))
         max_tokens = self._checked_budget(max_tokens)
         if not features:
@@ -140,10 +121,15 @@ class BalancedTokenizer(nn.Module):
         sources = [generator] * len(features)
         if generator is None:
             sources = generators(len(features), features[0].cls.device)
+        inputs = Counter(prompts)
         with stage("selector"):
             selections = [
-                self.select(video, text, source, max_tokens)
-                for video, text, source in zip(features, texts, sources, strict=True)
+                self.choose(video, question, source, max_tokens, inputs[prompt])
+                if self.chooses_untrained
+                else self.select(video, text, source, max_tokens)
+                for video, question, text, source, prompt in zip(
+                    features, questions, texts, sources, prompts, strict=True
+                )
             ]
         with stage("merge"):
             if self.temporal_merger is not None:
@@ -183,6 +169,31 @@ class BalancedTokenizer(nn.Module):
         )
         return selection
 
+    def choose(
+        self,
+        video: FrameFeatures,
+        question: str,
+        generator: torch.Generator | None,
+        max_tokens: int | None,
+        inputs: int,
+    ) -> Selection:
+        """Choose frames of one video by a selector without training.
+
+        Args:
+            inputs: visual inputs of the prompt, for each of which the budget has an equal part.
+        """
+        read = self.config.tokens_per_frame if self.spatial_sampler is not None else None
+        return choose(
+            self.frame_selector,
+            video,
+            question,
+            max_tokens=None if max_tokens is None else max(max_tokens // inputs, 1),
+            native=read or video.patches_per_frame or 1,
+            frames=self.config.num_frames,
+            tokens_per_frame=self.config.tokens_per_frame,
+            generator=generator,
+        )
+
     def sample(
         self,
         features: Sequence[FrameFeatures],
@@ -198,6 +209,8 @@ class BalancedTokenizer(nn.Module):
         dtype = self.dtype
 
         def before(patches: Tensor) -> Tensor:
+            if sampler is None and self.projection is None:  # a host's own tokens
+                return patches
             patches = patches.to(dtype)
             return patches if prepare is None else prepare(patches)
 
@@ -226,19 +239,16 @@ class BalancedTokenizer(nn.Module):
     ) -> list[VisualTokens]:
         """Share each prompt's budget among all frames of its visual inputs, and merge."""
         merger: Any = self.budget_merger if self.budget_merger is not None else BudgetMerger()
-        inputs_of: dict[int, list[int]] = defaultdict(list)
-        for i, prompt in enumerate(prompts):
-            inputs_of[prompt].append(i)
-        fitted: dict[int, VisualTokens] = {}
-        for inputs in inputs_of.values():
-            shares = prompt_shares(
-                [frames[i].shape[:2] for i in inputs],
-                [selections[i].size.tolist() for i in inputs],
-                max_tokens,
-            )
-            for i, share in zip(inputs, shares, strict=True):
-                fitted[i] = merger(frames[i], share, selections[i])
-        return [fitted[i] for i in range(len(frames))]
+        room = [(len(each), self.most_of(each)) for each in frames]
+        weights = [selection.weight.tolist() for selection in selections]
+        shares = shares_of_prompts(room, weights, prompts, max_tokens)
+        return [merger(*each) for each in zip(frames, shares, selections, strict=True)]
+
+    def most_of(self, frames: Tensor) -> int:
+        """Tokens that each of (M, R, H) frames may keep: without a sampler the config may say."""
+        limit = self.config.tokens_per_frame if self.config.sampler == "none" else None
+        image = len(frames) == 1
+        return frames.shape[1] if limit is None or image else min(limit, frames.shape[1])
 
     def project(self, tokens: Sequence[VisualTokens]) -> list[VisualTokens]:
         """To the language model's width, all inputs in one call."""
@@ -256,9 +266,18 @@ class BalancedTokenizer(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Of the learned weights; float32 where there are none."""
-        return next((p.dtype for p in self.parameters() if p.is_floating_point()), torch.float32)
+        learned = [self.spatial_sampler, self.projection]
+        if not self.chooses_untrained:
+            learned.append(self.frame_selector)
+        weights = (p for part in learned if part is not None for p in part.parameters())
+        return next((p.dtype for p in weights if p.is_floating_point()), torch.float32)
 
-    def _checked(
+    @property
+    def chooses_untrained(self) -> bool:
+        """Whether the selector is one of those without training, which read the question's text."""
+        return self.frame_selector is not None and takes(self.frame_selector, "question")
+
+    def _read(
         self, features: Sequence[FrameFeatures], questions: Sequence[str | Tensor]
     ) -> list[Tensor]:
         """The questions as ids, each beside its video, if everything is as it should be."""
@@ -266,29 +285,15 @@ class BalancedTokenizer(nn.Module):
             raise ValueError("features, questions: got a single one, wanted a list of each")
         if len(questions) != len(features):
             raise ValueError(f"questions: got {len(questions)}, wanted {len(features)} as features")
-        wanted = self.config.vision_width
-        for i, video in enumerate(features):
-            if video.cls.shape[1] != self.config.selection_width:
-                name = "vision_width" if self.config.scout is None else "scout.width"
-                raise ValueError(
-                    f"features[{i}].cls: got width {video.cls.shape[1]}, "
-                    f"wanted {name}={self.config.selection_width}"
-                )
-            if isinstance(video.patches, Tensor) and video.patches.shape[2] != wanted:
-                raise ValueError(
-                    f"features[{i}].patches: got width {video.patches.shape[2]}, "
-                    f"wanted vision_width={wanted}"
-                )
-        texts, tokenize = [], self.question_tokenizer
-        for i, (video, question) in enumerate(zip(features, questions, strict=True)):
-            ids = tokenize(question) if isinstance(question, str) else question
-            if not isinstance(ids, Tensor) or ids.dim() != 1 or ids.dtype != torch.int64:
-                raise ValueError(
-                    f"questions[{i}]: got {type(ids).__name__}, "
-                    "wanted a string or a 1-D int64 tensor of WordPiece ids"
-                )
-            texts.append(ids.to(video.cls.device))
-        return texts
+        given = self.chooses_untrained  # features of whatever width the selector sees
+        check_widths(
+            features,
+            self.config.vision_width,
+            cls=None if given else self.config.selection_width,
+            cls_name="vision_width" if self.config.scout is None else "scout.width",
+        )
+        ids = question_ids(questions, self.question_tokenizer)
+        return [text.to(video.cls.device) for text, video in zip(ids, features, strict=True)]
 
     def _checked_prompts(self, prompts: Sequence[int] | None, count: int) -> list[int]:
         if prompts is None:
@@ -303,46 +308,3 @@ class BalancedTokenizer(nn.Module):
         if self.budget_merger is None:
             raise ValueError(f"max_tokens: got {max_tokens}, wanted None without a budget_merger")
         return check_count("max_tokens", max_tokens)
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the config as JSON and the weights as safetensors; the folder is made.
-
-        Both are there whole in the end, or the old ones still are.
-
-        Raises:
-            ValueError: for packed weights, or with peft's layers in the tokenizer.
-        """
-        with saved_whole(folder) as new:
-            self.write_into(new, new_stamp())
-
-    def write_into(self, folder: Path, stamp: str) -> None:
-        """The files of `save_pretrained`, as a part of the save that `stamp` names."""
-        weights = plain_weights(self, "balanced_tokenizer")
-        write_json(folder / CONFIG_FILE, self.config.to_dict(), stamp)
-        write_weights(folder / WEIGHTS_FILE, weights, stamp)
-
-    @classmethod
-    def from_pretrained(
-        cls, source: str | Path, *, revision: str | None = None, **stages: nn.Module | None
-    ) -> BalancedTokenizer:
-        """Read what `save_pretrained` wrote, from a folder or a hub id; eval mode, saved dtype.
-
-        Stages that were not built from the config must be given again. Settings that cannot be
-        read or are none, and weights that are missing, unexpected or of another shape are a
-        CheckpointError that lists them.
-
-        Args:
-            revision: branch, tag or commit of a hub id.
-        """
-        folder = local_folder(source, CONFIG_FILE, revision)
-        settings, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
-        values = read_settings(settings, weights, needed=BalancedTokenizerConfig().to_dict())
-        with blamed(settings):
-            config = BalancedTokenizerConfig.from_dict(values)
-            tokenizer = without_weights(lambda: cls(config, **stages))
-        load_strictly(tokenizer, read_tensors([weights]), source=str(weights))
-        return tokenizer.eval()
-
-    def push_to_hub(self, repo_id: str, *, private: bool | None = None) -> str:
-        """Upload what `save_pretrained` writes; returns the address."""
-        return upload(self.save_pretrained, repo_id, private=private)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
@@ -122,6 +123,28 @@ def _largest_level(room: Sequence[int], max_tokens: int) -> int:
         else:
             high = middle - 1
     return low
+
+
+def shares_of_prompts(
+    shapes: Sequence[tuple[int, int]],
+    weights: Sequence[Sequence[float]],
+    prompts: Sequence[int],
+    max_tokens: int | None,
+) -> list[list[int]]:
+    """`prompt_shares` of the visual inputs of several prompts.
+
+    Args:
+        shapes: (M, R) of each input. weights: M of each. prompts: which prompt each belongs to.
+        max_tokens: of each prompt.
+    """
+    inputs_of: dict[int, list[int]] = defaultdict(list)
+    for i, prompt in enumerate(prompts):
+        inputs_of[prompt].append(i)
+    shares: dict[int, list[int]] = {}
+    for inputs in inputs_of.values():
+        of = prompt_shares([shapes[i] for i in inputs], [weights[i] for i in inputs], max_tokens)
+        shares.update(zip(inputs, of, strict=True))
+    return [shares[i] for i in range(len(shapes))]
 
 
 def prompt_shares(

@@ -1,14 +1,18 @@
-"""The learned stages in the sizes of a config."""
+"""The stages that a config asks for, in its sizes."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
+from bvllm_adapters.budget_merger import BudgetMerger
 from bvllm_adapters.config import BalancedTokenizerConfig
 from bvllm_adapters.frame_count import FrameCount
 from bvllm_adapters.frame_selector import FrameSelector
 from bvllm_adapters.qformer import POSITIONS, QFormer
 from bvllm_adapters.scout import Scout
+from bvllm_adapters.selectors.names import named_selector
 from bvllm_adapters.spatial_sampler import SpatialSampler
 from bvllm_adapters.temporal_merger import TemporalMerger
 
@@ -43,10 +47,13 @@ def build_frame_count(config: BalancedTokenizerConfig) -> FrameCount | None:
     )
 
 
-def build_selector(config: BalancedTokenizerConfig) -> FrameSelector:
+def build_selector(config: BalancedTokenizerConfig) -> nn.Module:
+    if config.selector != "learned":
+        return named_selector(config.selector, **config.selector_settings)
+    sizes: dict[str, Any] = {"num_frames": config.num_frames}
     return FrameSelector(
         build_qformer(config, visual_width=config.selection_width),
-        num_frames=config.num_frames,
+        **sizes,
         temperature=config.temperature,
         straight_through=config.straight_through,
         evaluation=config.evaluation,
@@ -57,15 +64,27 @@ def build_selector(config: BalancedTokenizerConfig) -> FrameSelector:
     )
 
 
-def build_temporal_merger(config: BalancedTokenizerConfig) -> TemporalMerger:
-    return TemporalMerger(config.merge_threshold)
+def build_temporal_merger(config: BalancedTokenizerConfig) -> TemporalMerger | None:
+    """None for selectors whose choices are different whole frames anyway."""
+    return TemporalMerger(config.merge_threshold) if config.selector == "learned" else None
 
 
-def build_sampler(config: BalancedTokenizerConfig) -> SpatialSampler:
-    return SpatialSampler(build_qformer(config), tokens_per_frame=config.tokens_per_frame)
+def build_sampler(config: BalancedTokenizerConfig) -> SpatialSampler | None:
+    if config.sampler == "none":
+        return None
+    sizes: dict[str, Any] = {"tokens_per_frame": config.tokens_per_frame}
+    return SpatialSampler(build_qformer(config), **sizes)
 
 
-def build_projection(config: BalancedTokenizerConfig, width: int) -> nn.Sequential:
+def build_budget_merger(config: BalancedTokenizerConfig) -> BudgetMerger:
+    """A host's own tokens are compared without the further levels that may go along with them."""
+    own = config.sampler == config.projection == "none"
+    return BudgetMerger(similarity_width=config.llm_width if own else None)
+
+
+def build_projection(config: BalancedTokenizerConfig, width: int) -> nn.Sequential | None:
+    if config.projection == "none":
+        return None
     if config.projection == "mlp":
         return nn.Sequential(
             nn.Linear(width, config.llm_width),

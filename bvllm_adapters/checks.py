@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,6 +42,12 @@ def check_number(
         raise ValueError(f"{name}: got an int beyond 1e300, wanted a number {wanted}")
     if not (least <= value <= most and above < value < below and math.isfinite(value)):
         raise ValueError(f"{name}: got {value}, wanted a number {wanted}")
+
+
+def takes(stage: Any, name: str) -> bool:
+    """Whether a stage's forward() knows an argument that a caller's own stage need not have."""
+    known = inspect.signature(stage.forward).parameters
+    return name in known or any(each.kind is each.VAR_KEYWORD for each in known.values())
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:

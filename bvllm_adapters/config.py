@@ -15,7 +15,12 @@ from bvllm_adapters.weights.sizes import MOST_PIXELS
 FrameFeature = Literal["cls", "mean", "max"]
 Evaluation = Literal["hard", "soft", "sample"]
 Counting = Literal["fixed", "mass", "gap"]
-Projection = Literal["mlp", "linear"]
+Projection = Literal["mlp", "linear", "none"]
+Sampler = Literal["qformer", "none"]
+Selector = Literal[
+    "learned", "coverage", "relevance", "uniform", "random",
+    "k-center", "top-k", "best-of-bins", "inverse-transform", "custom",
+]  # fmt: skip
 ScoutLibrary = Literal["timm", "transformers"]
 
 MOST, MOST_LAYERS = 2**24, 1024  # of a size; of layers
@@ -74,7 +79,10 @@ class BalancedTokenizerConfig:
 
     Args:
         num_frames: frames the selector may choose from a video, the paper's L* (section 3.2).
-        tokens_per_frame: visual tokens sampled from each chosen frame, R (section 3.4).
+            None, of a selector without training: by the rule of the budget, see
+            `bvllm_adapters.selectors.split`.
+        tokens_per_frame: visual tokens sampled from each chosen frame, R (section 3.4). Without a
+            sampler, the most that a frame may keep; None: by the rule of the budget.
         max_tokens: visual tokens that one prompt may hold, theta (section 3.4); None: no limit.
         temperature: of the Gumbel-softmax, tau (section 3.2). Used in training, and in evaluation
             unless `evaluation` is "hard".
@@ -110,14 +118,20 @@ class BalancedTokenizerConfig:
         scout: a smaller encoder that gives the features by which frames are chosen, in place of the
             vision tower, which then sees chosen frames only; None: the tower does.
         projection: "mlp" is Linear, GELU, Linear; "linear" is two Linear layers with nothing
-            between, as in the authors' code (needs vision_width between the two).
+            between, as in the authors' code (needs vision_width between the two); "none" leaves
+            tokens as they are.
+        selector: what chooses frames: "learned" is the paper's; the others need no training, see
+            `bvllm_adapters.selectors`. "relevance" and "custom" stand for a module that was given.
+        selector_settings: arguments of a selector without training, by name.
+        sampler: "qformer" is the paper's; "none": a chosen frame's own patches or, on hosts that
+            project them, its visual tokens.
 
     Raises:
         TypeError, ValueError: naming the field, what came and what was wanted.
     """
 
-    num_frames: int = 32
-    tokens_per_frame: int = 32
+    num_frames: int | None = 32
+    tokens_per_frame: int | None = 32
     max_tokens: int | None = None
     temperature: float = 0.1
     merge_threshold: float = 0.75
@@ -143,12 +157,19 @@ class BalancedTokenizerConfig:
     frame_mass: float = 0.9
     scout: ScoutConfig | None = None
     projection: Projection = "mlp"
+    selector: Selector = "learned"
+    selector_settings: Mapping[str, Any] = field(default_factory=dict)
+    sampler: Sampler = "qformer"
 
     def __post_init__(self) -> None:
+        check_choice("selector", self.selector, get_args(Selector))
+        check_choice("sampler", self.sampler, get_args(Sampler))
         for name in (
             "num_frames tokens_per_frame vision_width llm_width qformer_width qformer_layers "
             "qformer_heads cross_attention_frequency vocab_size min_frames"
         ).split():
+            if getattr(self, name) is None and name in self._by_the_budget():
+                continue
             check_count(name, getattr(self, name))
             # A bound on what is made of it, far above what anybody trains: a file may say it.
             check_count(name, getattr(self, name), most=MOST_LAYERS if "layers" in name else MOST)
@@ -192,6 +213,11 @@ class BalancedTokenizerConfig:
                 f"time_encoding: got True with {name}={self.selection_width}, "
                 f"wanted an even {name} (sine and cosine come in pairs)"
             )
+
+    def _by_the_budget(self) -> list[str]:
+        """Counts that may be None, for there is a rule for them."""
+        frames = [] if self.selector == "learned" else ["num_frames"]
+        return frames + ([] if self.sampler == "qformer" else ["tokens_per_frame"])
 
     @property
     def selection_width(self) -> int:
@@ -278,6 +304,11 @@ def plan(
     each = config.tokens_per_frame
     if tokens_per_frame is not None:
         each = check_count("tokens_per_frame", tokens_per_frame)
+    if each is None:
+        raise ValueError(
+            "tokens_per_frame: got None, wanted how many tokens the host has of a frame, as "
+            "sampler='none'"
+        )
     frames = counts if all_frames else [_most_chosen(config, count, hard) for count in counts]
     most = sum(frames) * each
     return most if limit is None else min(most, limit)
@@ -287,6 +318,8 @@ def _most_chosen(config: BalancedTokenizerConfig, num_frames: int, hard: bool) -
     """Different choices from a video of so many frames."""
     if num_frames == 1:
         return 1
+    if config.num_frames is None:  # as many as the budget has room for
+        return num_frames
     if not hard:  # soft choices do not become one: each blends the frames in its own proportions
         return config.num_frames
     if config.frame_count != "fixed" and config.max_frames is None:

@@ -8,7 +8,7 @@ no mask; a batch is a list.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -33,6 +33,7 @@ class FrameFeatures:
             frames asked for, so that the others need never be encoded or kept.
         seconds: (T,) time of each frame from the video's start, never decreasing;
             None: one frame a second.
+        patches_per_frame: P, where patches are a function; no more than a hint of what it gives.
         layout: whatever a host says of how the patches lie (their grid, tiles), handed back to it
             untouched; None: the host does not ask.
 
@@ -43,6 +44,7 @@ class FrameFeatures:
     cls: Tensor
     patches: Tensor | PatchReader
     seconds: Tensor = field(default=None)  # type: ignore[assignment]
+    patches_per_frame: int | None = None
     layout: Any = None
 
     def __post_init__(self) -> None:
@@ -52,6 +54,7 @@ class FrameFeatures:
             check_tensor("patches", self.patches, "T P C")
             if len(self.patches) != frames:
                 raise ValueError(f"patches: got {len(self.patches)} frames, wanted {frames} as cls")
+            object.__setattr__(self, "patches_per_frame", self.patches.shape[1])
         elif not callable(self.patches):
             raise ValueError(
                 f"patches: got {type(self.patches).__name__}, wanted a (T, P, C) tensor "
@@ -79,6 +82,22 @@ class FrameFeatures:
     @property
     def num_frames(self) -> int:
         return len(self.cls)
+
+
+def check_widths(
+    features: Sequence[FrameFeatures], patches: int, *, cls: int | None, cls_name: str
+) -> None:
+    """ValueError unless patches have this width, and frame features have `cls` if it is given."""
+    for i, video in enumerate(features):
+        if cls is not None and video.cls.shape[1] != cls:
+            raise ValueError(
+                f"features[{i}].cls: got width {video.cls.shape[1]}, wanted {cls_name}={cls}"
+            )
+        if isinstance(video.patches, Tensor) and video.patches.shape[2] != patches:
+            raise ValueError(
+                f"features[{i}].patches: got width {video.patches.shape[2]}, "
+                f"wanted vision_width={patches}"
+            )
 
 
 def frame_and_patches(
@@ -167,6 +186,14 @@ class Selection:
         """An image, or a video of one frame: all choices fall on it."""
         size = torch.full((1,), float(choices), dtype=torch.float32, device=device)
         return cls.whole(torch.zeros(1, dtype=torch.int64, device=device), 1, size)
+
+    @property
+    def weight(self) -> Tensor:
+        """(M,) float32, by which what is left over of a budget is shared out: sizes and, of equal
+        ones, the frames' scores."""
+        if self.scores is None:
+            return self.size
+        return self.size + self.scores.to(self.size)[self.frame] / 2
 
     @property
     def is_whole(self) -> bool:

@@ -23,6 +23,26 @@ IGNORED_LABEL = -100
 TAGS = ("<image>", "<video>")  # what stands for a visual input in text
 
 
+def question_ids(
+    questions: Sequence[str | Tensor], tokenize: Callable[[str], Tensor]
+) -> list[Tensor]:
+    """Each question as (L,) int64 ids, which it may be already.
+
+    Raises:
+        ValueError: one that is neither a string nor ids.
+    """
+    texts = []
+    for i, question in enumerate(questions):
+        ids = tokenize(question) if isinstance(question, str) else question
+        if not isinstance(ids, Tensor) or ids.dim() != 1 or ids.dtype != torch.int64:
+            raise ValueError(
+                f"questions[{i}]: got {type(ids).__name__}, "
+                "wanted a string or a 1-D int64 tensor of WordPiece ids"
+            )
+        texts.append(ids)
+    return texts
+
+
 class QuestionTokenizer:
     """bert-base-uncased WordPiece, offline: "What?" -> [CLS] what ? [SEP].
 
@@ -54,6 +74,10 @@ class QuestionTokenizer:
         ids = self._tokenizer.encode(question, add_special_tokens=False).ids
         ids = ids[max(0, len(ids) - (self.max_length - 2)) :]
         return torch.tensor([self._cls, *ids, self._sep])
+
+    def text(self, ids: Tensor) -> str:
+        """About what a question was of which these are the ids: in small letters."""
+        return self._tokenizer.decode(ids.tolist())
 
 
 @lru_cache(maxsize=8)

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from bvllm_adapters.balanced_tokenizer import WEIGHTS_FILE, BalancedTokenizer
+from bvllm_adapters.balanced_tokenizer import BalancedTokenizer
 from bvllm_adapters.hosts.base import TOKENIZER, base_model, tokenizer_of
 from bvllm_adapters.hosts.find import names_of
 from bvllm_adapters.weights.hub import local_folder, upload
@@ -24,6 +24,7 @@ from bvllm_adapters.weights.sampled import (
     sampled,
     save_sampled,
 )
+from bvllm_adapters.weights.pretrained import WEIGHTS_FILE
 from bvllm_adapters.weights.stamped import new_stamp, read_settings, write_json
 from bvllm_adapters.weights.whole import saved_whole
 

@@ -17,6 +17,7 @@ class UniformSelector(nn.Module):
     """The middle frame of each of K equal parts of the T frames."""
 
     sees = True
+    reads_question = False
     blind = True  # the number of frames is all that is needed: none has to be read
 
     def see(self, frames: Tensor) -> Tensor:
@@ -49,6 +50,7 @@ class RandomSelector(nn.Module):
     """
 
     sees = True
+    reads_question = True  # each question gets frames of its own
     blind = True
 
     def __init__(self, seed: int = 0) -> None:

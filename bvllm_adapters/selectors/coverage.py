@@ -57,6 +57,8 @@ class CoverageSelector(nn.Module):
         self.diversity, self.coverage = diversity, coverage
         self.smooth_seconds, self.novelty_seconds, self.by = smooth_seconds, novelty_seconds, by
 
+    reads_question = False
+
     @property
     def sees(self) -> bool:
         """Whether `see` makes the features; else they are the host's own tower's."""

@@ -35,9 +35,9 @@ def frames_and_tokens(
         least: R below which frames say too little: `native` or the budget where those are lower.
 
     Returns:
-        (K, R), both 1 or more, K <= T, R <= native, K R <= max_tokens. The max_tokens - K R that
-        stay over are fewer than K, or no frame has a use for them, or the caller's numbers leave
-        them.
+        (K, R), both 1 or more, K <= T, R <= native. K R is max_tokens but for fewer than K more,
+        or than R less; or no frame has a use for more, or the caller's numbers leave it. What is
+        too much, BudgetMerger merges.
 
     Raises:
         ValueError, TypeError: a count below 1.
@@ -58,7 +58,14 @@ def frames_and_tokens(
         tokens = native if max_tokens is None else max(math.floor(budget**0.5 + 0.5), least)
     tokens = min(tokens, native, budget)
     fitting = budget // tokens
+    if tokens == native or tokens_per_frame is not None:
+        fitting = -(-budget // tokens)  # the last one is merged to what is left
     chosen = min(fitting if frames is None else frames, num_frames, budget)
     if chosen != fitting:  # each has an equal part, but no more than was asked for
         tokens = min(native if tokens_per_frame is None else tokens, budget // chosen)
     return chosen, tokens
+
+
+def least_tokens(native: int) -> int:
+    """Of a frame whose own tokens are merged, without training: a tenth of them, 20 at least."""
+    return min(native, max(20, -(-native // 10)))

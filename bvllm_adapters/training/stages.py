@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bvllm_adapters.balanced_tokenizer import WEIGHTS_FILE
+from bvllm_adapters.weights.pretrained import WEIGHTS_FILE
 from bvllm_adapters.hosts.adapter import lora_of
 from bvllm_adapters.hosts.base import TOKENIZER, base_model, tokenizer_of
 from bvllm_adapters.training.config import TrainingConfig
