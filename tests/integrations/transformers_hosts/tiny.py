@@ -1,0 +1,110 @@
+"""Video models of transformers, tiny, and a prompt of each as its processor would shape it.
+
+Configurations and prompts: tests/data/transformers_hosts. Weights are drawn here, and loud: with
+those that transformers draws by itself a wrong token moves logits less than rounding does.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+import math
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoConfig
+
+DATA = Path(__file__).parents[2] / "data" / "transformers_hosts"
+INDEX: dict[str, dict[str, Any]] = json.loads((DATA / "index.json").read_text(encoding="utf-8"))
+FAMILIES = sorted(INDEX)
+Inputs = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One row of the table: a model class, what it is built of, and how its prompt is laid out."""
+
+    name: str
+    class_name: str
+    model_type: str
+    config: dict[str, Any]
+    frame_of_placeholder: tuple[int, ...]  # -1: a placeholder of no frame
+
+    @property
+    def groups(self) -> int:
+        """How many frames, or pairs, or whatever the tower takes as one, the prompt shows."""
+        return max(self.frame_of_placeholder) + 1
+
+    @property
+    def model_class(self) -> Any:
+        return getattr(transformers, self.class_name)
+
+    def model(self, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
+        """A model of one's own to change, in eval mode."""
+        return copy.deepcopy(_model(self.name, seed)).to(dtype)
+
+    def shared_model(self) -> Any:
+        """The model of seed 0 that all tests share: whoever changes it takes `model()`."""
+        return _model(self.name, 0)
+
+    def inputs(self) -> Inputs:
+        """The prompt: input_ids (1, L), attention_mask (1, L), pixels and what goes with them."""
+        return load_file(DATA / f"{self.name}.safetensors")
+
+
+@cache
+def family(name: str) -> Family:
+    """The family of this name; the test is skipped where transformers cannot budget it yet."""
+    if not available(name):
+        wanted = f"{INDEX[name]['class']} that takes mm_encoder_outputs"
+        pytest.skip(f"transformers {transformers.__version__} has no {wanted}")
+    row = INDEX[name]
+    config = {**row["config"], "model_type": row["model_type"]}
+    frames = tuple(row["frame_of_placeholder"])
+    return Family(name, row["class"], row["model_type"], config, frames)
+
+
+def available(name: str) -> bool:
+    """Whether the transformers installed has this family, with the seam for features (5.18 on)."""
+    model_class = getattr(transformers, INDEX[name]["class"], None)
+    if model_class is None:
+        return False
+    return "mm_encoder_outputs" in inspect.signature(model_class.forward).parameters
+
+
+@cache
+def _model(name: str, seed: int) -> Any:
+    one = family(name)
+    return build(one.model_class, one.config, seed)
+
+
+def build(model_class: Any, config: dict[str, Any], seed: int = 0) -> Any:
+    """A model of this class with loud weights; torch's global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = model_class(AutoConfig.for_model(**copy.deepcopy(config)))
+        make_loud(model)
+    return model.eval()
+
+
+@torch.no_grad()
+def make_loud(model: nn.Module) -> None:
+    """Draw every weight of two axes or more anew; norms and biases stay as they are."""
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            if parameter.ndim < 2:
+                continue
+            if isinstance(module, nn.Embedding):
+                parameter.normal_(0, 1)
+                continue
+            convolution = isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+            fan_in = parameter[0].numel() if convolution else parameter.shape[-1]
+            parameter.normal_(0, 1.3 / math.sqrt(fan_in))
