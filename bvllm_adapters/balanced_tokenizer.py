@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -266,11 +266,16 @@ class BalancedTokenizer(Pretrained, nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Of the learned weights; float32 where there are none."""
-        learned = [self.spatial_sampler, self.projection]
-        if not self.chooses_untrained:
-            learned.append(self.frame_selector)
-        weights = (p for part in learned if part is not None for p in part.parameters())
+        weights = self.trained_parameters()
         return next((p.dtype for p in weights if p.is_floating_point()), torch.float32)
+
+    def trained_parameters(self) -> Iterator[nn.Parameter]:
+        """Those of stages that are trained; none of a selector without training."""
+        stages = [self.spatial_sampler, self.temporal_merger, self.budget_merger, self.projection]
+        if not self.chooses_untrained:
+            stages.insert(0, self.frame_selector)
+        for part in stages:
+            yield from () if part is None else part.parameters()
 
     @property
     def chooses_untrained(self) -> bool:

@@ -17,6 +17,7 @@ from bvllm_adapters.hosts.find import names_of
 from bvllm_adapters.weights.hub import local_folder, upload
 from bvllm_adapters.weights.json_file import CheckpointError
 from bvllm_adapters.weights.lora_layers import ATTRIBUTE, FILE, lora_layers, save_lora
+from bvllm_adapters.weights.pretrained import WEIGHTS_FILE
 from bvllm_adapters.weights.sampled import (
     differing,
     dtype_of,
@@ -24,7 +25,6 @@ from bvllm_adapters.weights.sampled import (
     sampled,
     save_sampled,
 )
-from bvllm_adapters.weights.pretrained import WEIGHTS_FILE
 from bvllm_adapters.weights.stamped import new_stamp, read_settings, write_json
 from bvllm_adapters.weights.whole import saved_whole
 

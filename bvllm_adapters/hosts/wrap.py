@@ -63,6 +63,7 @@ def wrap(
             values of each, is a warning and not an error.
         settings: fields of `BalancedTokenizerConfig`, such as num_frames=64: of a new tokenizer,
             whose other fields fit the model. Without any a native model's own weights go on.
+            `selector` may be a module too, see `bvllm_adapters.selectors`.
 
     Raises:
         HostError: no fitting host. CheckpointError: an adapter that cannot be read. ValueError:
@@ -91,8 +92,12 @@ def wrap(
         tokenizer = copy.deepcopy(tokenizer_of(base))
         tokenizer.config = replace(tokenizer.config, **settings)
     else:
-        tokenizer = BalancedTokenizer(config or replace(fitting, **settings))
-        log.warning("the BalancedTokenizer is untrained: its weights are random, train or load one")
+        stages, settings = given_selector(settings)
+        tokenizer = BalancedTokenizer(config or replace(fitting, **settings), **stages)
+        if any(True for _ in tokenizer.trained_parameters()):
+            log.warning(
+                "the BalancedTokenizer is untrained: its weights are random, train or load one"
+            )
     tokenizer.config = tokenizer.config.with_words_of(fitting)
     for name in ("vision_width", "llm_width"):
         got, wanted = getattr(tokenizer.config, name), getattr(fitting, name)
@@ -101,6 +106,17 @@ def wrap(
     tokenizer.train(base.training)
     _install(base, served_by, tokenizer, lora)
     return model
+
+
+def given_selector(settings: dict[str, Any]) -> tuple[dict[str, nn.Module], dict[str, Any]]:
+    """A selector that was given as a module: as the stage it is, and as the config names it."""
+    selector = settings.get("selector")
+    if not isinstance(selector, nn.Module):
+        return {}, settings
+    name = getattr(selector, "name", "custom")
+    own = dict(getattr(selector, "settings", {}))
+    named = {**settings, "selector": name, "selector_settings": own}
+    return {"frame_selector": selector}, named
 
 
 def unwrap(model: Model) -> Model:

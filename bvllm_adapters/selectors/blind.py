@@ -16,6 +16,7 @@ from bvllm_adapters.selectors.coverage import check_frames
 class UniformSelector(nn.Module):
     """The middle frame of each of K equal parts of the T frames."""
 
+    name = "uniform"
     sees = True
     reads_question = False
     blind = True  # the number of frames is all that is needed: none has to be read
@@ -49,6 +50,7 @@ class RandomSelector(nn.Module):
     in training anew each time.
     """
 
+    name = "random"
     sees = True
     reads_question = True  # each question gets frames of its own
     blind = True

@@ -57,6 +57,7 @@ class CoverageSelector(nn.Module):
         self.diversity, self.coverage = diversity, coverage
         self.smooth_seconds, self.novelty_seconds, self.by = smooth_seconds, novelty_seconds, by
 
+    name = "coverage"
     reads_question = False
 
     @property

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from bvllm_adapters.weights.pretrained import WEIGHTS_FILE
 from bvllm_adapters.hosts.adapter import lora_of
 from bvllm_adapters.hosts.base import TOKENIZER, base_model, tokenizer_of
 from bvllm_adapters.training.config import TrainingConfig
 from bvllm_adapters.training.lora_settings import LoraSettings
 from bvllm_adapters.weights.checkpoint import check_same, read_tensors
 from bvllm_adapters.weights.lora_layers import ATTRIBUTE, add_lora, copy_lora, lora_layers
+from bvllm_adapters.weights.pretrained import WEIGHTS_FILE
 
 
 def choose_parameters(model: nn.Module, config: TrainingConfig) -> None:

@@ -1,0 +1,302 @@
+"""From a prompt with pixels to one whose visual tokens keep the budget.
+
+Axes: T groups of a video (see `splits`), P tokens of a group, D width of the language model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bvllm_adapters.balanced_tokenizer import BalancedTokenizer
+from bvllm_adapters.context import generators
+from bvllm_adapters.features import FrameFeatures, PatchReader, VisualTokens
+from bvllm_adapters.hosts.base import tokenizer_of
+from bvllm_transformers.families import Family, family_of
+from bvllm_transformers.glimpse import blurred, pictures
+from bvllm_transformers.placeholders import Place, find, joined
+from bvllm_transformers.prompt_text import questions_of
+from bvllm_transformers.splice import Filled, Positions, kept_groups, spliced
+from bvllm_transformers.towers import as_output, encode, encode_images, encoder_arguments
+
+Inputs = Mapping[str, Any]
+
+VIDEO = 2  # of mm_token_type_ids
+CHUNK = 64  # pictures that a selector sees at a time
+
+
+@dataclass(eq=False)
+class Seen:
+    """One visual input of a prompt, as the BalancedTokenizer takes it.
+
+    Args:
+        place: where it stands in the prompt. key: of `mm_encoder_outputs`.
+        features: its groups, tokens as a function.
+        tail: (t, D (1 + levels)) tokens of no group, and as_tensor: see `Encoded`; both are known
+            once tokens have been read.
+    """
+
+    place: Place
+    key: str
+    features: FrameFeatures
+    tail: Tensor | None = None
+    as_tensor: bool = False
+
+
+def has_pixels(model: Any, inputs: Inputs) -> bool:
+    """Whether a prompt brings visual inputs, which are not encoded yet."""
+    pixels = (family_of(model).split.pixels, "pixel_values")
+    return any(inputs.get(name) is not None for name in pixels)
+
+
+def budgeted(model: Any, inputs: Inputs) -> dict[str, Any]:
+    """The arguments of forward() or generate() with visual tokens that keep the budget.
+
+    Where all is kept as it is, they are the caller's own.
+
+    Args:
+        inputs: the caller's, with input_ids and pixels.
+
+    Raises:
+        ValueError: naming the argument, what came and what was wanted.
+    """
+    check_inputs(inputs)
+    family, tokenizer = family_of(model), tokenizer_of(model)
+    inputs = {name: value for name, value in inputs.items() if value is not None}
+    videos = places_of_videos(model, family, inputs)
+    if "pixel_values" not in inputs or family.split.pixels == "pixel_values":
+        if keeps_all(tokenizer, videos):
+            return dict(inputs)
+    seen = [look(model, family, inputs, place) for place in videos]
+    seen += images_of(model, family, inputs)
+    seen.sort(key=lambda each: (each.place.row, int(each.place.columns[0, 0])))
+    filled = fill(tokenizer, seen, questions_of(model, inputs, tokenizer))
+    return put_together(model, family, inputs, filled)
+
+
+def check_inputs(inputs: Inputs) -> None:
+    """ValueError for what a prompt whose ids are compacted cannot come with."""
+    if inputs.get("input_ids") is None:
+        raise ValueError("input_ids: got None beside pixels, wanted the prompt's ids")
+    if inputs.get("inputs_embeds") is not None:
+        raise ValueError("inputs_embeds: got them beside pixels, wanted input_ids alone")
+    if inputs.get("position_ids") is not None:
+        raise ValueError(
+            "position_ids: got the caller's own, wanted none: those of the tokens that are left "
+            "are found here, and packed prompts are not served"
+        )
+    if inputs.get("mm_encoder_outputs"):
+        raise ValueError("mm_encoder_outputs: got them beside pixels, wanted pixels alone")
+    for name in ("cache", "past_key_values"):
+        cache = inputs.get(name)
+        if cache is not None and cache.get_seq_length():
+            raise ValueError(
+                f"{name}: got {cache.get_seq_length()} ids of an earlier call beside pixels, "
+                "wanted the whole conversation in one call"
+            )
+    mask = inputs.get("attention_mask")
+    if mask is not None and (
+        not isinstance(mask, Tensor) or mask.shape != inputs["input_ids"].shape
+    ):
+        raise ValueError(
+            f"attention_mask: got {getattr(mask, 'shape', type(mask).__name__)}, wanted "
+            f"{tuple(inputs['input_ids'].shape)} as input_ids"
+        )
+
+
+def places_of_videos(model: Any, family: Family, inputs: Inputs) -> list[Place]:
+    """Where the videos of a batch stand; frames that go in as images are a video."""
+    if family.split.pixels not in inputs:
+        return []
+    ids: Tensor = inputs["input_ids"]
+    holes = ids == getattr(model.config, family.token)
+    types = inputs.get("mm_token_type_ids")
+    if types is not None and family.key == "image" and family.split.pixels != "pixel_values":
+        holes &= types == VIDEO  # frames in the place of images, images beside them
+    split = family.split
+    places = find(
+        ids, holes, split.groups(inputs), split.weights(inputs),
+        tail=family.tail, text_after=family.text_after,
+    )  # fmt: skip
+    if split.pixels == "pixel_values":
+        return joined(places, ids, family.text_after)
+    return places
+
+
+def keeps_all(tokenizer: BalancedTokenizer, places: Sequence[Place]) -> bool:
+    """Whether these videos are within the budget, so that nothing is left to choose or to merge."""
+    config = tokenizer.config
+    if not tokenizer.chooses_untrained or config.sampler != "none":
+        return False
+    tokens: dict[int, int] = {}
+    for place in places:
+        groups, each = place.columns.shape
+        if groups > 1 and (config.num_frames or groups) < groups:
+            return False
+        if groups > 1 and (config.tokens_per_frame or each) < each:
+            return False
+        tokens[place.row] = tokens.get(place.row, 0) + place.columns.numel() + len(place.tail)
+    return config.max_tokens is None or max(tokens.values(), default=0) <= config.max_tokens
+
+
+def look(model: Any, family: Family, inputs: Inputs, place: Place) -> Seen:
+    """One video: by what its groups are chosen, and the tokens of those that will be."""
+    tokenizer = tokenizer_of(model)
+    groups, each = place.columns.shape
+    seen: Seen
+
+    def read(indices: Tensor) -> Tensor:
+        own = indices[:, None] * place.tiles + torch.arange(place.tiles, device=indices.device)
+        encoded = encode(model, family, inputs, place.video, own.flatten())
+        inside = len(indices) * each
+        if len(encoded.tokens) != inside + family.tail:
+            raise ValueError(
+                f"{family.split.pixels}: got {len(encoded.tokens)} tokens of {len(indices)} frames "
+                f"or groups, wanted {inside + family.tail} as the prompt has placeholders"
+            )
+        seen.tail, seen.as_tensor = encoded.tokens[inside:], encoded.as_tensor
+        return encoded.tokens[:inside].view(len(indices), each, -1)
+
+    selector: Any = tokenizer.frame_selector
+    patches: Tensor | PatchReader = read
+    if groups == 1:
+        cls = torch.zeros(1, 1)  # nothing to choose from
+    elif getattr(selector, "sees", False):
+        cls = glance(model, selector, family, inputs, place.video)
+    else:
+        patches = read(torch.arange(groups))
+        cls = patches[..., : tokenizer.config.llm_width].mean(dim=1)
+    device = inputs[family.split.pixels].device
+    seen = Seen(place, family.key, FrameFeatures(cls.to(device), patches, patches_per_frame=each))
+    return seen
+
+
+def glance(model: Any, selector: Any, family: Family, inputs: Inputs, video: int) -> Tensor:
+    """(T, C') what a selector sees of each group before any tower."""
+    found = pictures(model.config, family.split, inputs, video)
+    if found is None:
+        if getattr(selector, "reads_question", True):
+            raise ValueError(
+                f"selector: got a {type(selector).__name__}, which reads pictures, wanted one that "
+                f"does not: how pixels of a {type(model).__name__} make pictures is not known; "
+                "bvllm.ask shows it the video's own"
+            )
+        found = blurred(family.split, inputs, video)
+    return torch.cat([selector.see(chunk) for chunk in found.split(CHUNK)])
+
+
+def images_of(model: Any, family: Family, inputs: Inputs) -> list[Seen]:
+    """The images of a batch that stand beside videos, each a video of one frame."""
+    if inputs.get("pixel_values") is None or family.split.pixels == "pixel_values":
+        return []
+    ids: Tensor = inputs["input_ids"]
+    holes = ids == model.config.image_token_id
+    types = inputs.get("mm_token_type_ids")
+    if types is not None and family.key == "image":
+        holes &= types != VIDEO
+    encoded = encode_images(model, inputs)
+    if int(holes.sum()) != len(encoded.tokens):
+        raise ValueError(
+            f"pixel_values: got {len(encoded.tokens)} tokens of images, wanted {int(holes.sum())} "
+            "as the prompts have placeholders"
+        )
+    columns = holes.nonzero()
+    found = []
+    parts = zip(encoded.tokens.split(encoded.sizes), columns.split(encoded.sizes), strict=True)
+    for i, (tokens, where) in enumerate(parts):
+        row, first, last = int(where[0, 0]), int(where[0, 1]), int(where[-1, 1])
+        if bool((where[:, 0] != row).any()):
+            raise ValueError(f"input_ids: got image {i} in two prompts, wanted whole ones")
+        place = Place(
+            row, i, where[None, :, 1].cpu(), [], [(first, last + 1)], False, is_video=False
+        )
+        features = FrameFeatures(tokens.new_zeros(1, 1), tokens[None])
+        found.append(Seen(place, "image", features, tokens[:0], encoded.as_tensor))
+    return found
+
+
+def fill(
+    tokenizer: BalancedTokenizer, seen: Sequence[Seen], questions: Sequence[str]
+) -> list[Filled]:
+    """Tokens for all visual inputs of a batch. What is of no frame counts too, and stays while
+    the budget has a token beside it."""
+    budget = tokenizer.config.max_tokens
+    sources = generators(len(seen), seen[0].features.cls.device)
+    filled: list[Filled] = []
+    for row in dict.fromkeys(each.place.row for each in seen):
+        own = [i for i, each in enumerate(seen) if each.place.row == row]
+        tails = sum(len(seen[i].place.tail) for i in own)
+        keep_tails = budget is None or budget > tails
+        made = tokenizer(
+            [seen[i].features for i in own],
+            [questions[row]] * len(own),
+            prompts=[0] * len(own),
+            max_tokens=None if budget is None else budget - tails * keep_tails,
+            generator=sources[own[0]],
+        )
+        filled += [
+            _filled(seen[i], tokens, keep_tails) for i, tokens in zip(own, made, strict=True)
+        ]
+    return filled
+
+
+def _filled(seen: Seen, made: VisualTokens, keep_tail: bool) -> Filled:
+    place, tokens = seen.place, made.tokens
+    assert made.place is not None
+    columns = place.columns[made.frame.cpu(), made.place.cpu()]
+    if place.tail and keep_tail and seen.tail is not None and len(made):
+        tokens = torch.cat([tokens, seen.tail.to(tokens)])
+        columns = torch.cat([columns, torch.tensor(place.tail)])
+    return Filled(place, seen.key, tokens, columns, seen.as_tensor)
+
+
+def put_together(
+    model: Any, family: Family, inputs: Inputs, filled: Sequence[Filled]
+) -> dict[str, Any]:
+    """The arguments of the compacted prompts, in the shape that the model takes them in."""
+    split = family.split
+    videos = sorted((f for f in filled if f.place.is_video), key=lambda f: f.place.video)
+    kept = [torch.tensor(kept_groups(each)) for each in videos]
+    reduced = split.reduced(inputs, kept) if videos and videos[0].place.own_text else {}
+    drop = {split.pixels, "pixel_values"}
+    for call in (family.call, "get_image_features"):
+        drop.update(encoder_arguments(model, call))
+    rope = getattr(model.base_model, "get_rope_index", None)
+    positions = None if rope is None else Positions(rope, reduced, dict(family.rope))
+    inputs = with_types(model, family, inputs, needed=positions is not None)
+    out = spliced(inputs, filled, drop=sorted(drop), positions=positions, pad_id=pad_of(model))
+    width = model.get_input_embeddings().embedding_dim
+    outputs: dict[str, Any] = {}
+    for key in dict.fromkeys(each.key for each in filled):
+        parts = [each for each in filled if each.key == key and len(each.tokens)]
+        if parts:
+            as_tensor = all(each.as_tensor for each in parts)
+            outputs[key] = as_output([each.tokens for each in parts], width, as_tensor)
+    return {**out, "mm_encoder_outputs": outputs}
+
+
+def with_types(model: Any, family: Family, inputs: Inputs, needed: bool) -> Inputs:
+    """With mm_token_type_ids where positions need them, for inputs of older code that lack them."""
+    if not needed or inputs.get("mm_token_type_ids") is not None:
+        return inputs
+    if family.key == "image":
+        raise ValueError(
+            "mm_token_type_ids: got None, wanted those that the processor gives: this model's "
+            "frames and images have one placeholder"
+        )
+    ids = inputs["input_ids"]
+    image, video = (getattr(model.config, name) for name in ("image_token_id", family.token))
+    return {**inputs, "mm_token_type_ids": (ids == image).int() + VIDEO * (ids == video).int()}
+
+
+def pad_of(model: Any) -> int:
+    """What padding is filled with; nobody reads it."""
+    for config in (model.generation_config, model.config, model.config.get_text_config()):
+        found = getattr(config, "pad_token_id", None)
+        if isinstance(found, int) and found >= 0:
+            return found
+    return 0
