@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bvllm_transformers.budget import budgeted, has_pixels
+from bvllm_transformers.own_generate import as_embeddings, generates_itself
 
 _generating: ContextVar[bool] = ContextVar("generating", default=False)
 _COMPACTED = "_bvllm_compacted"  # on a cache: it holds fewer ids than the caller's prompt
@@ -56,6 +57,8 @@ class Budgeted:
         before: Tensor = kwargs["input_ids"]
         made = budgeted(self, kwargs)
         after: Tensor = made["input_ids"]
+        if generates_itself(self) and "mm_encoder_outputs" in made:
+            parent, made = self.language_model.generate, as_embeddings(self, made)  # type: ignore[attr-defined]
         shorter = before.shape[1] - after.shape[1]
         _shorten(made, args, shorter)
         with _inside(), _rope_deltas(self):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bvllm_adapters.config import BalancedTokenizerConfig
 from bvllm_transformers.calls import Budgeted
-from bvllm_transformers.families import family_of
+from bvllm_transformers.families import check_served
 
 
 class TransformersHost:
@@ -27,7 +27,7 @@ class TransformersHost:
 
     def config(self, model: Any) -> BalancedTokenizerConfig:
         """Without training: frames by coverage, the model's own tokens."""
-        family_of(model)
+        check_served(model)
         width = model.get_input_embeddings().embedding_dim
         return BalancedTokenizerConfig(
             num_frames=None,
