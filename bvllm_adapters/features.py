@@ -250,6 +250,7 @@ class VisualTokens:
         seconds: (T,) time of the video's frames; empty where the times are not known.
         place: (N,) int64, where a token's earliest member stood among the outputs of its row, from
             0; increases within a row. None: a merger of one's own did not say it.
+        layout: what the host said of the video, see `FrameFeatures`.
     """
 
     tokens: Tensor
@@ -258,6 +259,7 @@ class VisualTokens:
     selection: Selection
     seconds: Tensor
     place: Tensor | None = None
+    layout: Any = None
 
     @property
     def frame(self) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -71,11 +71,13 @@ class Counter:
             return empty(frames, *setting.pixels.shape[1:])
 
         # What comes of so many frames in one call, and its FLOPs.
-        self.look = cache(lambda frames: shape_of(lambda: host.look(ghost, pixels(frames))))
+        def look(pixels: Tensor) -> tuple[Tensor, Any]:
+            features = host.look(ghost, pixels)
+            return features.cls, features.patches
+
+        self.look = cache(lambda frames: shape_of(lambda: look(pixels(frames))))
         self.glance = cache(
-            lambda frames: shape_of(
-                lambda: self.tokenizer.scout(pixels(frames), partial(host.look, ghost))
-            )
+            lambda frames: shape_of(lambda: self.tokenizer.scout(pixels(frames), look))
         )
         self.see = cache(lambda frames: shape_of(lambda: self.own.see(pixels(frames))))
         self.reading = Reading.of(ghost)

@@ -125,22 +125,23 @@ def build_method(method: str, config: BalancedTokenizerConfig) -> BalancedTokeni
         wordless = replace(config, vocab_size=1, vocabulary=None)
         selector = BlindFrameSelector(
             build_qformer(wordless, positions=1),
-            num_frames=config.num_frames,
+            num_frames=config.num_frames or 1,
             temperature=config.temperature,
             straight_through=config.straight_through,
             evaluation=config.evaluation,
             normalize_cls=config.normalize_cls,
         )
         return BalancedTokenizer(config, frame_selector=selector)
+    count = config.max_tokens // TOKENS_PER_SPREAD_FRAME
     spread = replace(
         config,
-        num_frames=config.max_tokens // TOKENS_PER_SPREAD_FRAME,
+        num_frames=count,
         tokens_per_frame=TOKENS_PER_SPREAD_FRAME,
     )
     if method == "random":
-        return BalancedTokenizer(spread, frame_selector=RandomFrames(spread.num_frames))
-    uniform = UniformFrames(spread.num_frames)
+        return BalancedTokenizer(spread, frame_selector=RandomFrames(count))
+    uniform = UniformFrames(count)
     if method == "uniform":
         return BalancedTokenizer(spread, frame_selector=uniform)
-    sampler = TwoTokenSampler(build_qformer(config), num_queries=config.tokens_per_frame)
+    sampler = TwoTokenSampler(build_qformer(config), num_queries=config.tokens_per_frame or 1)
     return BalancedTokenizer(spread, frame_selector=uniform, spatial_sampler=sampler)

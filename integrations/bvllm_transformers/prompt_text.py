@@ -56,7 +56,8 @@ def question_of(model: Any, ids: Sequence[int], labels: Tensor | None) -> str:
     visual = max((i for i, part in enumerate(parts) if not part), default=0)
     texts = [words.decode(part).strip() for part in parts]
     behind = [text for text in texts[visual:] if text]
-    return max(behind or [text for text in texts if text] or [""], key=len)
+    longest: str = max(behind or [text for text in texts if text] or [""], key=len)
+    return longest
 
 
 def text_tokenizer(model: Any) -> Any:
