@@ -28,8 +28,8 @@ class Host(Protocol):
     Where its models can be trained here, it has `training(processor) -> HostTraining`, see
     `bvllm_adapters.training.host`.
 
-    Where its tower takes several frames as one, it has `frames_per_look`, how many; all that is
-    said of frames is then of these groups. Where pixels or prompts depend on the size of a video's
+    Where its tower takes several frames as one, it has `frames_per_look(model, processor)`, which
+    says how many; all that is said of frames is then of these groups. Where pixels or prompts depend on the size of a video's
     frames or on the budget, it has `layout(model, processor, height, width, groups, *, is_image)`:
     whatever it wants to know again, handed back to it as `pixels(..., layout=)` and as
     `VisualTokens.layout`.

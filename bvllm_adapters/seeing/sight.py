@@ -38,7 +38,8 @@ class Sight:
     @property
     def frames_per_look(self) -> int:
         """How many frames the tower takes as one."""
-        return getattr(self.host, "frames_per_look", None) or 1
+        of = getattr(self.host, "frames_per_look", None)
+        return 1 if of is None else int(of(self.model, self.processor))
 
     @property
     def lays_out(self) -> bool:
