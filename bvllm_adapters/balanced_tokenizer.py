@@ -32,6 +32,7 @@ from bvllm_adapters.question import (
     question_tokenizer,
 )
 from bvllm_adapters.selectors.choosing import choose
+from bvllm_adapters.spatial_sampler import knows_counts
 from bvllm_adapters.weights.pretrained import Pretrained
 
 
@@ -230,11 +231,12 @@ class BalancedTokenizer(Pretrained, nn.Module):
         if len(shapes) > 1:
             raise ValueError(f"patches: got {sorted(shapes)}, wanted one (P, C) in a batch")
         counts = [len(video) for video in frames]
-        text_ids, text_mask = pad(
-            [text for text, n in zip(texts, counts, strict=True) for _ in range(n)]
-        )
-        how = {} if prepare is None else {"prepared": True}
-        return list(sampler(torch.cat(frames), text_ids, text_mask, **how).split(counts))
+        how: dict[str, Any] = {} if prepare is None else {"prepared": True}
+        if knows_counts(sampler.forward):  # a question is read once for all frames of its video
+            how["counts"] = counts
+        else:
+            texts = [text for text, n in zip(texts, counts, strict=True) for _ in range(n)]
+        return list(sampler(torch.cat(frames), *pad(texts), **how).split(counts))
 
     def fit(
         self,

@@ -23,6 +23,7 @@ from bvllm_adapters.features import Selection
 from bvllm_adapters.hosts.base import tokenizer_of
 from bvllm_adapters.hosts.find import host_of
 from bvllm_adapters.seeing.encoding import KEEP_FRAMES, Encoding
+from bvllm_adapters.spatial_sampler import knows_counts
 from bvllm_adapters.trace import FrameTrace, Trace
 
 
@@ -191,8 +192,10 @@ class Counter:
         sampler = self.tokenizer.spatial_sampler
         if sampler is None:
             return frames, 0
-        text, mask = (empty(len(frames), words, dtype=kind) for kind in (torch.int64, torch.bool))
-        return shape_of(lambda: sampler(frames, text, mask))
+        how = {"counts": [len(frames)]} if knows_counts(sampler.forward) else {}
+        rows = 1 if how else len(frames)
+        text, mask = (empty(rows, words, dtype=kind) for kind in (torch.int64, torch.bool))
+        return shape_of(lambda: sampler(frames, text, mask, **how))
 
     def _read(self, frames: int) -> dict[str, Work]:
         return {

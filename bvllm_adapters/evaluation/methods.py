@@ -5,6 +5,7 @@ Each is a BalancedTokenizer of the same tower, language model and budget with an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -94,9 +95,15 @@ class TwoTokenSampler(SpatialSampler):
         self.context = nn.Linear(width, qformer.width)
         self.content = nn.Linear(width, qformer.width)
 
-    def read(self, frames: Tensor, text_ids: Tensor, text_mask: Tensor | None) -> Tensor:
+    def read(
+        self,
+        frames: Tensor,
+        text_ids: Tensor,
+        text_mask: Tensor | None,
+        counts: Sequence[int] | None = None,
+    ) -> Tensor:
         """(F, P, C) prepared frames -> (F, 2, H)."""
-        scores = self.query(super().read(frames, text_ids, text_mask)).float()
+        scores = self.query(super().read(frames, text_ids, text_mask, counts)).float()
         scores = scores @ frames.float().transpose(1, 2)
         weights = (scores / frames.shape[2] ** 0.5).softmax(dim=2).to(frames.dtype)
         context = self.context((weights @ frames).mean(dim=1))
