@@ -20,6 +20,7 @@ from bvllm_adapters.weights.whole import SAVED, SAVING, saved_whole
 
 LIST_FILE = "frames.json"
 QUALITY = 90  # of JPEG
+MESSAGE_SIZE = 512  # pixels of the longest edge, as many models look at images
 _UNFINISHED = (SAVED, SAVING)  # what a save that was interrupted left
 _OURS = re.compile(r"frame_\d{4,}\.jpg")
 
@@ -47,12 +48,7 @@ def save_frames(
         ValueError: the folder holds something, or is a file.
     """
     folder = Path(folder)
-    if (
-        not replace
-        and folder.is_dir()
-        and not all(file.name.startswith(_UNFINISHED) for file in folder.iterdir())
-    ):
-        raise ValueError(f"folder: got {folder}, which holds files, wanted a new or empty one")
+    check_free(folder, replace=replace)
     names = [f"frame_{i:04d}.jpg" for i in range(1, len(chosen.frames) + 1)]
     with saved_whole(folder) as new:
         for name, frame in zip(names, chosen.frames, strict=True):
@@ -63,6 +59,19 @@ def save_frames(
         if _OURS.fullmatch(old.name) and old.name not in names:
             old.unlink(missing_ok=True)
     return names
+
+
+def check_free(folder: Path, *, replace: bool) -> None:
+    """ValueError unless frames may be saved into a folder, which need not be there."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"folder: got {folder}, which is a file, wanted a folder")
+    if replace or not folder.is_dir():
+        return
+    if not all(file.name.startswith(_UNFINISHED) for file in folder.iterdir()):
+        raise ValueError(
+            f"folder: got {folder}, which holds files, wanted a new or empty one "
+            "(or replace=True, --force)"
+        )
 
 
 def listing(chosen: ChosenFrames, names: Sequence[str], question: str) -> dict[str, Any]:
@@ -83,7 +92,7 @@ def listing(chosen: ChosenFrames, names: Sequence[str], question: str) -> dict[s
 
 
 def messages(
-    chosen: ChosenFrames, question: str, *, size: int | None = 512
+    chosen: ChosenFrames, question: str, *, size: int | None = MESSAGE_SIZE
 ) -> list[dict[str, Any]]:
     """One message of a user, in the format of OpenAI's chat completions, which servers of other
     models take too: each frame as a base64 JPEG image, all of one size, behind a text that says its

@@ -29,7 +29,7 @@ ASKED = "What is the man in red doing?"
         f"{ASKED}\nPlease select the best option.",
         f"Select the best answer to the following multiple-choice question based on the video.\n"
         f"{ASKED}\nA. sings\nB. runs\nRespond with only the letter (A, B, C, or D).",
-        f"Question: {ASKED}\nOptions:\n(A) sings\n(B) runs\nOnly give the best option.\nBest option: (",
+        f"Question: {ASKED}\nOptions:\n(A) sings\n(B) runs\nOnly give the best option.\nAnswer: (",
         f"Carefully watch the video.\n{ASKED}\n[A] sings\n[B] runs",
     ],
 )
