@@ -89,8 +89,10 @@ def flat(tokens: Tensor | Sequence[Tensor]) -> Tensor:
     return tokens.flatten(0, -2)
 
 
+@dataclass
 class Deepstacked(BaseModelOutputWithPooling):
-    """With further levels, as models with deepstack read them."""
+    """With further levels, as models with deepstack read them. A dataclass, as else generate()
+    loses them where it cuts a prompt into chunks."""
 
     deepstack_features: Any = None
 
