@@ -24,8 +24,15 @@ from bvllm_adapters.config import BalancedTokenizerConfig
 from bvllm_adapters.context import generators
 from bvllm_adapters.features import FrameFeatures, Selection, VisualTokens, check_widths, mix
 from bvllm_adapters.ledger import stage
-from bvllm_adapters.question import QuestionTokenizer, pad, question_ids, question_tokenizer
+from bvllm_adapters.question import (
+    QuestionTokenizer,
+    as_text,
+    pad,
+    question_ids,
+    question_tokenizer,
+)
 from bvllm_adapters.selectors.choosing import choose
+from bvllm_adapters.spatial_sampler import knows_counts
 from bvllm_adapters.weights.pretrained import Pretrained
 
 
@@ -97,8 +104,8 @@ class BalancedTokenizer(Pretrained, nn.Module):
 
         Args:
             features: of each video or image; lengths may differ.
-            questions: one for each, a string (may be empty) or its (L,) WordPiece ids, which say
-                nothing to a selector without training.
+            questions: one for each, a string (may be empty) or its (L,) WordPiece ids, which a
+                selector without training cannot read.
             prompts: which prompt each belongs to; those of one prompt share the budget.
                 None: each has a prompt of its own.
             max_tokens: visual tokens per prompt in place of the config's.
@@ -124,7 +131,7 @@ class BalancedTokenizer(Pretrained, nn.Module):
         inputs = Counter(prompts)
         with stage("selector"):
             selections = [
-                self.choose(video, question, source, max_tokens, inputs[prompt])
+                self.choose(video, as_text(question), source, max_tokens, inputs[prompt])
                 if self.chooses_untrained
                 else self.select(video, text, source, max_tokens)
                 for video, question, text, source, prompt in zip(
@@ -141,7 +148,7 @@ class BalancedTokenizer(Pretrained, nn.Module):
         with stage("projection"):
             projected = self.project(tokens)
         return [
-            replace(video_tokens, seconds=video.seconds)
+            replace(video_tokens, seconds=video.seconds, layout=video.layout)
             for video_tokens, video in zip(projected, features, strict=True)
         ]
 
@@ -160,7 +167,7 @@ class BalancedTokenizer(Pretrained, nn.Module):
         if self.frame_selector is None:
             return Selection.everything(video.num_frames, video.cls.device)
         if video.num_frames == 1:
-            return Selection.single_frame(self.config.num_frames, video.cls.device)
+            return Selection.single_frame(self.config.num_frames or 1, video.cls.device)
         limit = {}
         if self.config.frame_count != "fixed" and takes(self.frame_selector, "max_frames"):
             limit = {"max_frames": self.config.frames_within(max_tokens)}
@@ -224,11 +231,12 @@ class BalancedTokenizer(Pretrained, nn.Module):
         if len(shapes) > 1:
             raise ValueError(f"patches: got {sorted(shapes)}, wanted one (P, C) in a batch")
         counts = [len(video) for video in frames]
-        text_ids, text_mask = pad(
-            [text for text, n in zip(texts, counts, strict=True) for _ in range(n)]
-        )
-        how = {} if prepare is None else {"prepared": True}
-        return list(sampler(torch.cat(frames), text_ids, text_mask, **how).split(counts))
+        how: dict[str, Any] = {} if prepare is None else {"prepared": True}
+        if knows_counts(sampler.forward):  # a question is read once for all frames of its video
+            how["counts"] = counts
+        else:
+            texts = [text for text, n in zip(texts, counts, strict=True) for _ in range(n)]
+        return list(sampler(torch.cat(frames), *pad(texts), **how).split(counts))
 
     def fit(
         self,
@@ -297,6 +305,8 @@ class BalancedTokenizer(Pretrained, nn.Module):
             cls=None if given else self.config.selection_width,
             cls_name="vision_width" if self.config.scout is None else "scout.width",
         )
+        if given and self.spatial_sampler is None:
+            return [torch.zeros(0, dtype=torch.int64) for _ in features]  # nobody reads them
         ids = question_ids(questions, self.question_tokenizer)
         return [text.to(video.cls.device) for text, video in zip(ids, features, strict=True)]
 

@@ -17,21 +17,14 @@ from bvllm_adapters.balanced_tokenizer import BalancedTokenizer
 from bvllm_adapters.context import generators
 from bvllm_adapters.features import FrameFeatures, PatchReader, VisualTokens
 from bvllm_adapters.hosts.base import tokenizer_of
+from bvllm_transformers.arguments import Inputs, check_inputs, pad_of, with_types
 from bvllm_transformers.families import Family, family_of
 from bvllm_transformers.glimpse import blurred, pictures
 from bvllm_transformers.placeholders import Place
-from bvllm_transformers.places import (
-    VIDEO,
-    kept_of,
-    placeholders_of,
-    places_of_videos,
-    takes_images,
-)
+from bvllm_transformers.places import holes_of_images, kept_of, places_of_videos
 from bvllm_transformers.prompt_text import questions_of
 from bvllm_transformers.splice import Filled, Positions, spliced
 from bvllm_transformers.towers import as_output, encode, encode_images, encoder_arguments
-
-Inputs = Mapping[str, Any]
 
 CHUNK = 64  # pictures that a selector sees at a time
 # Of features that are not given: forward() would apply it once more.
@@ -77,52 +70,30 @@ def budgeted(model: Any, inputs: Inputs) -> dict[str, Any]:
     check_inputs(inputs)
     family, tokenizer = family_of(model), tokenizer_of(model)
     inputs = {name: value for name, value in inputs.items() if value is not None}
+    inputs = with_types(model, family, inputs)
     videos = places_of_videos(model, family, inputs)
-    if not takes_images(family, inputs) and keeps_all(tokenizer, videos):
+    if keeps_all(tokenizer, videos, holes_of_images(model, family, inputs)):
         return dict(inputs)
     seen = [look(model, family, inputs, place) for place in videos]
     seen += images_of(model, family, inputs)
     seen.sort(key=lambda each: (each.place.row, int(each.place.columns[0, 0])))
-    filled = fill(tokenizer, seen, questions_of(model, inputs, tokenizer))
+    filled = fill(tokenizer, seen, questions_of(model, inputs, tokenizer, videos))
     return put_together(model, family, inputs, filled)
 
 
-def check_inputs(inputs: Inputs) -> None:
-    """ValueError for what a prompt whose ids are compacted cannot come with."""
-    if inputs.get("input_ids") is None:
-        raise ValueError("input_ids: got None beside pixels, wanted the prompt's ids")
-    if inputs.get("inputs_embeds") is not None:
-        raise ValueError("inputs_embeds: got them beside pixels, wanted input_ids alone")
-    if inputs.get("position_ids") is not None:
-        raise ValueError(
-            "position_ids: got the caller's own, wanted none: those of the tokens that are left "
-            "are found here, and packed prompts are not served"
-        )
-    if inputs.get("mm_encoder_outputs"):
-        raise ValueError("mm_encoder_outputs: got them beside pixels, wanted pixels alone")
-    for name in ("cache", "past_key_values"):
-        cache = inputs.get(name)
-        if cache is not None and cache.get_seq_length():
-            raise ValueError(
-                f"{name}: got {cache.get_seq_length()} ids of an earlier call beside pixels, "
-                "wanted the whole conversation in one call"
-            )
-    mask = inputs.get("attention_mask")
-    if mask is not None and (
-        not isinstance(mask, Tensor) or mask.shape != inputs["input_ids"].shape
-    ):
-        raise ValueError(
-            f"attention_mask: got {getattr(mask, 'shape', type(mask).__name__)}, wanted "
-            f"{tuple(inputs['input_ids'].shape)} as input_ids"
-        )
+def keeps_all(
+    tokenizer: BalancedTokenizer, places: Sequence[Place], images: Tensor | None = None
+) -> bool:
+    """Whether these videos, and images beside them, are within the budget, so that nothing is left
+    to choose or to merge.
 
-
-def keeps_all(tokenizer: BalancedTokenizer, places: Sequence[Place]) -> bool:
-    """Whether these videos are within the budget, so that nothing is left to choose or to merge."""
+    Args:
+        images: (B, L) bool, the images' placeholders.
+    """
     config = tokenizer.config
     if not tokenizer.chooses_untrained or config.sampler != "none":
         return False
-    tokens: dict[int, int] = {}
+    tokens = dict(enumerate([] if images is None else images.sum(dim=1).tolist()))
     for place in places:
         groups, each = place.columns.shape
         if groups > 1 and (config.num_frames or groups) < groups:
@@ -183,9 +154,9 @@ def glance(model: Any, selector: Any, family: Family, inputs: Inputs, place: Pla
 
 def images_of(model: Any, family: Family, inputs: Inputs) -> list[Seen]:
     """The images of a batch that stand beside videos, each a video of one frame."""
-    if not takes_images(family, inputs):
+    holes = holes_of_images(model, family, inputs)
+    if holes is None:
         return []
-    holes = placeholders_of(model, family, inputs, images=True)
     encoded = encode_images(model, inputs)
     if int(holes.sum()) != len(encoded.tokens):
         raise ValueError(
@@ -258,7 +229,6 @@ def put_together(
         drop.update(encoder_arguments(model, call))
     rope = getattr(model.base_model, "get_rope_index", None)
     positions = None if rope is None else Positions(rope, reduced, dict(family.rope))
-    inputs = with_types(model, family, inputs, needed=positions is not None)
     out = spliced(inputs, filled, drop=sorted(drop), positions=positions, pad_id=pad_of(model))
     width = model.get_input_embeddings().embedding_dim
     outputs: dict[str, Any] = {}
@@ -270,26 +240,3 @@ def put_together(
     wanted = inspect.signature(model.forward).parameters.values()
     gone = {p.name: None for p in wanted if p.name in drop and p.default is p.empty}
     return {**gone, **out, "mm_encoder_outputs": outputs}
-
-
-def with_types(model: Any, family: Family, inputs: Inputs, needed: bool) -> Inputs:
-    """With mm_token_type_ids where positions need them, for inputs of older code that lack them."""
-    if not needed or inputs.get("mm_token_type_ids") is not None:
-        return inputs
-    if family.key == "image":
-        raise ValueError(
-            "mm_token_type_ids: got None, wanted those that the processor gives: this model's "
-            "frames and images have one placeholder"
-        )
-    ids = inputs["input_ids"]
-    image, video = (getattr(model.config, name) for name in ("image_token_id", family.token))
-    return {**inputs, "mm_token_type_ids": (ids == image).int() + VIDEO * (ids == video).int()}
-
-
-def pad_of(model: Any) -> int:
-    """What padding is filled with; nobody reads it."""
-    for config in (model.generation_config, model.config, model.config.get_text_config()):
-        found = getattr(config, "pad_token_id", None)
-        if isinstance(found, int) and found >= 0:
-            return found
-    return 0

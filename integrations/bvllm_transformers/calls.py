@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bvllm_adapters.hosts.trainers import COUNTED
+from bvllm_transformers.arguments import CACHES, check_cache, mask_of_padding
+from bvllm_transformers.as_given import AsGiven, at_given, names_of
 from bvllm_transformers.budget import budgeted, has_pixels
-from bvllm_transformers.own_generate import as_embeddings, generates_itself
+from bvllm_transformers.own_generate import as_embeddings, is_own
 
-_generating: ContextVar[bool] = ContextVar("generating", default=False)
+# Beside the ids, so that it is compacted as they are: where each stood in the caller's prompt.
+COLUMNS = "_columns"
 _COMPACTED = "_bvllm_compacted"  # on a cache: it holds fewer ids than the caller's prompt
 
 
@@ -24,51 +25,11 @@ class Budgeted:
     """Mixin of a wrapped model's class."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Each class gets a forward() with the arguments of the one that it stands for, by which
-        generate() and Trainer know what the model takes."""
+        """Each class gets methods with the arguments of those that they stand for, by which
+        transformers knows what a model takes."""
         super().__init_subclass__(**kwargs)
-        original = _next(cls, "forward")
-
-        @functools.wraps(original)
-        def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-            """Modifications:
-            - A prompt with pixels is compacted to the budget: ids, mask, labels, positions; what
-              comes out is of the compacted prompt.
-            """
-            return _forward(self, original, args, kwargs)
-
-        cls.forward = forward  # type: ignore[attr-defined]
-
-    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Modifications:
-        - A prompt with pixels is compacted to the budget; the sequences that come back begin with
-          the caller's ids.
-        - `max_length` and `min_length` count the caller's ids.
-        """
-        parent: Callable[..., Any] = super().generate  # type: ignore[misc]
-        if inputs is not None:
-            if kwargs.get("input_ids") is not None:
-                raise ValueError("input_ids: got them twice, wanted inputs or input_ids")
-            kwargs["input_ids"] = inputs
-        _check_cache(kwargs)
-        if not has_pixels(self, kwargs):
-            ids = kwargs.pop("input_ids", None)
-            return parent(ids, *args, **kwargs)
-        before: Tensor = kwargs["input_ids"]
-        made = budgeted(self, kwargs)
-        after: Tensor = made["input_ids"]
-        if generates_itself(self) and "mm_encoder_outputs" in made:
-            parent, made = self.language_model.generate, as_embeddings(self, made)  # type: ignore[attr-defined]
-        shorter = before.shape[1] - after.shape[1]
-        _shorten(made, args, shorter)
-        with _inside(), _rope_deltas(self):
-            out = parent(None, *args, **made)
-        if isinstance(out, Tensor):
-            return _as_given(out, before, after)
-        out.sequences = _as_given(out.sequences, before, after)
-        if shorter:
-            _mark(out)
-        return out
+        for name, call in (("forward", _forward), ("generate", _generate)):
+            setattr(cls, name, _instead(_next(cls, name), call))
 
 
 def _next(cls: type, name: str) -> Any:
@@ -77,76 +38,120 @@ def _next(cls: type, name: str) -> Any:
     return next(parent.__dict__[name] for parent in after if name in parent.__dict__)
 
 
-def _forward(model: Any, original: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    if not _generating.get():
-        _check_cache(kwargs)
-    names = list(inspect.signature(original).parameters)[1:]
-    given = dict(zip(names, args, strict=False)) | kwargs
-    if not has_pixels(model, given):
-        return original(model, *args, **kwargs)
-    made = budgeted(model, given)
-    with _rope_deltas(model):
-        out = original(model, **made)
-    if made["input_ids"].shape != given["input_ids"].shape:
-        _mark(out)
+def _instead(original: Any, call: Callable[..., Any]) -> Any:
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = names_of(signature, args, kwargs)
+        _check_caches(given)
+        if not has_pixels(self, given):
+            return original(self, *args, **kwargs)
+        return call(self, original, given)
+
+    return method
+
+
+def _forward(model: Any, original: Any, given: dict[str, Any]) -> Any:
+    """Modifications:
+    - A prompt with pixels is compacted to the budget: ids, mask, labels, positions; what comes out
+      is of the compacted prompt.
+    - But logits are over the caller's ids where they are held beside labels of these: in
+      evaluation with labels, in training without, and where a Trainer has called.
+    """
+    made, columns = _budgeted(model, given)
+    if columns is None:
+        return original(model, **made)
+    logits_to_keep = given.get("logits_to_keep")
+    if isinstance(logits_to_keep, Tensor) and made["input_ids"].shape != given["input_ids"].shape:
+        raise ValueError(
+            "logits_to_keep: got indices of ids, some of which have gone, wanted a number of the "
+            "last ones"
+        )
+    out = _run(original, model, made)
+    if hasattr(out, "logits") and not logits_to_keep and _beside_labels(model, given):
+        out.logits = at_given(out.logits, columns, given["input_ids"].shape[1])
     return out
 
 
-@contextmanager
-def _inside() -> Iterator[None]:
-    token = _generating.set(True)
+@torch.no_grad()
+def _generate(model: Any, original: Any, given: dict[str, Any]) -> Any:
+    """Modifications:
+    - A prompt with pixels is compacted to the budget; the sequences that come back begin with
+      the caller's ids. Hidden states and attentions are of the compacted prompt.
+    - A streamer, criteria and processors of the caller's own see the caller's ids.
+    - `max_length` and `min_length` count the caller's ids.
+    """
+    given = dict(given)
+    ids = given.pop("inputs", None)
+    if ids is not None:
+        if given.get("input_ids") is not None:
+            raise ValueError("inputs: got them beside input_ids, wanted one of them")
+        given["input_ids"] = ids
+    if given.get("attention_mask") is None and isinstance(given.get("input_ids"), Tensor):
+        given.update(mask_of_padding(model, given))
+    made, columns = _budgeted(model, given)
+    if columns is None:
+        return original(model, **made)
+    as_given = AsGiven(given["input_ids"], made["input_ids"].shape[1])
+    if is_own(original):
+        original, model, made = type(model.language_model).generate, *as_embeddings(model, made)
+    out = _run(original, model, as_given.arguments(made, model.generation_config))
+    if isinstance(out, Tensor):
+        return as_given.sequences(out)
+    out.sequences = as_given.sequences(out.sequences)
+    return out
+
+
+def _budgeted(model: Any, given: Mapping[str, Any]) -> tuple[dict[str, Any], Tensor | None]:
+    """The arguments that keep the budget, and (B, L') where each id stood, -1 at padding; None:
+    nothing has gone, and the arguments are the caller's own."""
+    ids = given.get("input_ids")
+    beside: dict[str, Any] = {}
+    if isinstance(ids, Tensor) and ids.dim() == 2:
+        columns = torch.arange(ids.shape[1], device=ids.device) + 1  # padding is 0
+        beside[COLUMNS] = columns.expand_as(ids)
+    made = budgeted(model, {**given, **beside})
+    columns = made.pop(COLUMNS) - 1
+    return made, columns if "mm_encoder_outputs" in made else None
+
+
+def _beside_labels(model: Any, given: Mapping[str, Any]) -> bool:
+    labels = given.get("labels") is not None
+    return labels != model.training or (COUNTED in given and not model.training)
+
+
+def _run(original: Any, model: Any, made: dict[str, Any]) -> Any:
+    """Caches, the caller's own too, hold a compacted prompt afterwards, whatever is raised."""
     try:
-        yield
+        out = original(model, **made)
+        _mark(out)
     finally:
-        _generating.reset(token)
-
-
-@contextmanager
-def _rope_deltas(model: Any) -> Iterator[None]:
-    """A model keeps how far its last prompt's positions ran ahead of its ids, for a next call that
-    names none. Ours do, so that it is none of the next prompt's business."""
-    base = model.base_model
-    before = copy.copy(getattr(base, "rope_deltas", None))
-    try:
-        yield
-    finally:
-        if hasattr(base, "rope_deltas"):
-            base.rope_deltas = before
-
-
-def _as_given(sequences: Tensor, before: Tensor, after: Tensor) -> Tensor:
-    """The caller's ids with what was generated behind the compacted ones."""
-    each = len(sequences) // len(before)
-    prompts = before.to(sequences.device).repeat_interleave(each, dim=0)
-    return torch.cat([prompts, sequences[:, after.shape[1] :]], dim=1)
-
-
-def _shorten(made: dict[str, Any], args: Sequence[Any], shorter: int) -> None:
-    """Lengths that count the prompt, less what has gone of it."""
-    if args:
-        raise TypeError("generate: got positional settings, wanted them by name")
-    config = made.get("generation_config")
-    for name in ("max_length", "min_length"):
-        if made.get(name) is not None:
-            made[name] = max(made[name] - shorter, 0)
-        elif config is not None and getattr(config, name, None):
-            config = copy.copy(config)
-            setattr(config, name, max(getattr(config, name) - shorter, 0))
-            made["generation_config"] = config
+        _mark([made.get(name) for name in CACHES])
+    return out
 
 
 def _mark(out: Any) -> None:
-    for name in ("cache", "past_key_values"):
-        cache = out.get(name) if hasattr(out, "get") else None
-        if cache is not None:
-            setattr(cache, _COMPACTED, True)
+    """Caches among outputs hold fewer ids than the caller's prompt."""
+    found: Sequence[Any] = ()
+    if isinstance(out, Mapping):
+        found = [out[name] for name in set(out.keys()) & set(CACHES)]
+    elif isinstance(out, tuple | list):
+        found = out
+    for each in found:
+        if hasattr(each, "get_seq_length"):
+            setattr(each, _COMPACTED, True)
 
 
-def _check_cache(kwargs: dict[str, Any]) -> None:
+def _check_caches(given: Mapping[str, Any]) -> None:
     """ValueError for a cache of a compacted prompt, in which the caller's ids have no place."""
-    for name in ("cache", "past_key_values"):
-        if getattr(kwargs.get(name), _COMPACTED, False):
+    for name in CACHES:
+        cache = given.get(name)
+        if not getattr(cache, _COMPACTED, False):
+            continue
+        if check_cache(name, cache):
             raise ValueError(
                 f"{name}: got that of a prompt whose visual tokens were cut to the budget, wanted "
                 "none: give the whole conversation with its pixels, or use bvllm.open_video"
             )
+        setattr(cache, _COMPACTED, False)  # it was emptied

@@ -12,18 +12,13 @@ from bvllm_transformers.families import family_of
 from bvllm_transformers.towers import flat
 
 
-def generates_itself(model: Any) -> bool:
-    """Whether a model's generate() takes no features, but hands its language model embeddings."""
-    owner = next(
-        cls
-        for cls in type(model).__mro__
-        if "generate" in vars(cls) and not cls.__module__.startswith("bvllm_")
-    )
-    return owner is not GenerationMixin and hasattr(model, "language_model")
+def is_own(generate: Any) -> bool:
+    """Whether a class's generate() is not that of all models, which takes features."""
+    return generate is not GenerationMixin.generate
 
 
-def as_embeddings(model: Any, made: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of forward() -> those of its language model's generate().
+def as_embeddings(model: Any, made: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The arguments of forward() -> the language model, and those of its generate().
 
     Args:
         made: with input_ids and `mm_encoder_outputs`.
@@ -37,4 +32,4 @@ def as_embeddings(model: Any, made: dict[str, Any]) -> dict[str, Any]:
         embeds = embeds.masked_scatter(holes, flat(found.pooler_output).to(embeds))
     given = {name: value for name, value in made.items() if value is not None}
     del given["mm_encoder_outputs"]
-    return {**given, "inputs_embeds": embeds}
+    return model.language_model, {**given, "inputs_embeds": embeds}

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bvllm_transformers.arguments import VIDEO
 from bvllm_transformers.families import Family
 from bvllm_transformers.placeholders import Place, find
 from bvllm_transformers.splice import Filled, kept_groups
 from bvllm_transformers.splits import Inputs, Split
-
-VIDEO = 2  # of mm_token_type_ids
 
 
 def places_of_videos(model: Any, family: Family, inputs: Inputs) -> list[Place]:
@@ -49,11 +48,14 @@ def placeholders_of(model: Any, family: Family, inputs: Inputs, images: bool = F
     return holes & ((types == VIDEO) != images)
 
 
-def takes_images(family: Family, inputs: Inputs) -> bool:
-    """Whether there are images that are no video's frames."""
-    if family.split.pixels == "pixel_values":
-        return family.split.are_images(inputs)
-    return "pixel_values" in inputs
+def holes_of_images(model: Any, family: Family, inputs: Inputs) -> Tensor | None:
+    """(B, L) bool, the placeholders of images that are no frames; None: there are none."""
+    split = family.split
+    if "pixel_values" not in inputs:
+        return None
+    if split.pixels == "pixel_values" and not split.are_images(inputs):
+        return None
+    return placeholders_of(model, family, inputs, images=True)
 
 
 def kept_of(split: Split, inputs: Inputs, videos: Sequence[Filled]) -> list[Tensor]:

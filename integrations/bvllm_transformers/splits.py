@@ -123,7 +123,7 @@ class Clip(Split):
 
 
 @dataclass(frozen=True)
-class PaddedClip(Split):
+class PaddedClip(Clip):
     """(B, T, ...): all frames of each prompt; those that are all zero fill up and are none."""
 
     def groups(self, inputs: Inputs) -> list[int]:

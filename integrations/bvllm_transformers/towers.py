@@ -95,8 +95,10 @@ def flat(tokens: Tensor | Sequence[Tensor]) -> Tensor:
     return tokens.flatten(0, -2)
 
 
+@dataclass
 class Deepstacked(BaseModelOutputWithPooling):
-    """With further levels, as models with deepstack read them."""
+    """With further levels, as models with deepstack read them. A dataclass, as else generate()
+    loses them where it cuts a prompt into chunks."""
 
     deepstack_features: Any = None
 
@@ -113,7 +115,7 @@ def as_output(
             counts what is in each row. more: see `Encoded`.
     """
     parts = [part.split(width, dim=1) for part in tokens]
-    own = [p[0] for p in parts]
+    own: Any = [p[0] for p in parts]  # a list, which models of several sizes take
     made = Deepstacked(pooler_output=torch.cat(own)[:, None] if as_tensor else own)
     for name, value in (more or {}).items():
         setattr(made, name, value)

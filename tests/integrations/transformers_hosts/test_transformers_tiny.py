@@ -55,6 +55,18 @@ def test_a_family_that_is_not_there_is_skipped_by_name(monkeypatch: pytest.Monke
         family("future")
 
 
-def test_a_class_without_the_seam_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(tiny.INDEX, "bert", {"class": "BertModel"})
-    assert not available("bert")
+@pytest.mark.parametrize(
+    ("installed", "row", "why"),
+    [
+        ("5.17.0", {"class": "BertModel"}, "BertModel of transformers 5.17.0 takes no mm_encoder"),
+        ("5.23.0", tiny.INDEX["kimi_k25"], "reads another prompt than 5.24|has no Kimi|takes no"),
+    ],
+)
+def test_a_family_of_older_days_is_skipped(
+    installed: str, row: dict[str, str], why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiny.transformers, "__version__", installed)
+    monkeypatch.setitem(tiny.INDEX, "kimi_k25", row)
+    assert not available("kimi_k25")
+    with pytest.raises(pytest.skip.Exception, match=why):
+        family.__wrapped__("kimi_k25")
