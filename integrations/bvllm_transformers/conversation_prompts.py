@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from bvllm_adapters.hosts.turns import special_tokens, turns_of
@@ -44,7 +43,9 @@ def prompt_inputs(
     turns = turns_of(question, history, words)
     messages = [] if system is None else [_message("system", without(system, words))]
     for i, turn in enumerate(turns):
-        messages.append(_message("assistant" if i % 2 else "user", turn, "video" if i == 0 else None))
+        messages.append(
+            _message("assistant" if i % 2 else "user", turn, "video" if i == 0 else None)
+        )
     text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     frames = ghosts(len(seconds) * frames_per_look, layout.height, layout.width)
     video: dict[str, Any] = {
