@@ -93,8 +93,8 @@ def _prompt(
 
 def _among(selection: Selection, shown: Tensor) -> Selection:
     """The same choices, counted among the groups that are shown."""
-    frame = torch.searchsorted(shown, selection.frame.cpu().clamp(max=int(shown[-1])))
-    return Selection.whole(frame, len(shown), selection.size.cpu())
+    frame = torch.searchsorted(shown, selection.frame.cpu()).clamp(max=len(shown) - 1)
+    return Selection.whole(frame.to(selection.frame.device), len(shown), selection.size)
 
 
 def batched(prompts: Sequence[dict[str, Any]]) -> dict[str, Any]:
