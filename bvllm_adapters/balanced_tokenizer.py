@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bvllm_adapters.budget_merger import BudgetMerger, shares_of_prompts
+from bvllm_adapters.budget_merger import BudgetMerger, budgets_of_frames, shares_of_prompts
 from bvllm_adapters.build import (
     build_budget_merger,
     build_projection,
@@ -22,7 +22,7 @@ from bvllm_adapters.build import (
 from bvllm_adapters.checks import check_count, takes
 from bvllm_adapters.config import BalancedTokenizerConfig
 from bvllm_adapters.context import generators
-from bvllm_adapters.features import FrameFeatures, Selection, VisualTokens, check_widths, mix
+from bvllm_adapters.features import FrameFeatures, Selection, VisualTokens, mix
 from bvllm_adapters.ledger import stage
 from bvllm_adapters.question import (
     QuestionTokenizer,
@@ -129,9 +129,10 @@ class BalancedTokenizer(Pretrained, nn.Module):
         if generator is None:
             sources = generators(len(features), features[0].cls.device)
         inputs = Counter(prompts)
+        budgets = budgets_of_frames([video.beside for video in features], prompts, max_tokens)
         with stage("selector"):
             selections = [
-                self.choose(video, as_text(question), source, max_tokens, inputs[prompt])
+                self.choose(video, as_text(question), source, budgets[prompt], inputs[prompt])
                 if self.chooses_untrained
                 else self.select(video, text, source, max_tokens)
                 for video, question, text, source, prompt in zip(
@@ -144,12 +145,17 @@ class BalancedTokenizer(Pretrained, nn.Module):
         with stage("sampler"):
             frames = self.sample(features, selections, texts)
         with stage("budget"):
-            tokens = self.fit(frames, selections, prompts, max_tokens)
+            tokens = self.fit(frames, selections, prompts, budgets)
         with stage("projection"):
             projected = self.project(tokens)
         return [
-            replace(video_tokens, seconds=video.seconds, layout=video.layout)
-            for video_tokens, video in zip(projected, features, strict=True)
+            replace(
+                visual,
+                seconds=video.seconds,
+                layout=video.layout,
+                beside=video.beside if budgets[prompt] != max_tokens or max_tokens is None else 0,
+            )
+            for visual, video, prompt in zip(projected, features, prompts, strict=True)
         ]
 
     def select(
@@ -243,13 +249,13 @@ class BalancedTokenizer(Pretrained, nn.Module):
         frames: Sequence[Tensor],
         selections: Sequence[Selection],
         prompts: Sequence[int],
-        max_tokens: int | None,
+        budgets: Mapping[int, int | None],
     ) -> list[VisualTokens]:
         """Share each prompt's budget among all frames of its visual inputs, and merge."""
         merger: Any = self.budget_merger if self.budget_merger is not None else BudgetMerger()
         room = [(len(each), self.most_of(each)) for each in frames]
         weights = [selection.weight.tolist() for selection in selections]
-        shares = shares_of_prompts(room, weights, prompts, max_tokens)
+        shares = shares_of_prompts(room, weights, prompts, budgets)
         return [merger(*each) for each in zip(frames, shares, selections, strict=True)]
 
     def most_of(self, frames: Tensor) -> int:
@@ -323,3 +329,19 @@ class BalancedTokenizer(Pretrained, nn.Module):
         if self.budget_merger is None:
             raise ValueError(f"max_tokens: got {max_tokens}, wanted None without a budget_merger")
         return check_count("max_tokens", max_tokens)
+
+
+def check_widths(
+    features: Sequence[FrameFeatures], patches: int, *, cls: int | None, cls_name: str
+) -> None:
+    """ValueError unless patches have this width, and frame features have `cls` if it is given."""
+    for i, video in enumerate(features):
+        if cls is not None and video.cls.shape[1] != cls:
+            raise ValueError(
+                f"features[{i}].cls: got width {video.cls.shape[1]}, wanted {cls_name}={cls}"
+            )
+        if isinstance(video.patches, Tensor) and video.patches.shape[2] != patches:
+            raise ValueError(
+                f"features[{i}].patches: got width {video.patches.shape[2]}, "
+                f"wanted vision_width={patches}"
+            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -139,24 +139,42 @@ def _largest_level(room: Sequence[int], max_tokens: int) -> int:
     return low
 
 
+def budgets_of_frames(
+    beside: Sequence[int], prompts: Sequence[int], max_tokens: int | None
+) -> dict[int, int | None]:
+    """What each prompt's budget leaves for frames beside tokens of no frame, which go where there
+    would be nothing left.
+
+    Args:
+        beside: such tokens of each visual input. prompts: which prompt each belongs to.
+    """
+    of_prompt: dict[int, int] = defaultdict(int)
+    for prompt, count in zip(prompts, beside, strict=True):
+        of_prompt[prompt] += count
+    if max_tokens is None:
+        return dict.fromkeys(of_prompt)
+    return {p: max_tokens - (n if n < max_tokens else 0) for p, n in of_prompt.items()}
+
+
 def shares_of_prompts(
     shapes: Sequence[tuple[int, int]],
     weights: Sequence[Sequence[float]],
     prompts: Sequence[int],
-    max_tokens: int | None,
+    max_tokens: Mapping[int, int | None],
 ) -> list[list[int]]:
     """`prompt_shares` of the visual inputs of several prompts.
 
     Args:
         shapes: (M, R) of each input. weights: M of each. prompts: which prompt each belongs to.
-        max_tokens: of each prompt.
+        max_tokens: of each prompt, for frames.
     """
     inputs_of: dict[int, list[int]] = defaultdict(list)
     for i, prompt in enumerate(prompts):
         inputs_of[prompt].append(i)
     shares: dict[int, list[int]] = {}
-    for inputs in inputs_of.values():
-        of = prompt_shares([shapes[i] for i in inputs], [weights[i] for i in inputs], max_tokens)
+    for prompt, inputs in inputs_of.items():
+        limit = max_tokens[prompt]
+        of = prompt_shares([shapes[i] for i in inputs], [weights[i] for i in inputs], limit)
         shares.update(zip(inputs, of, strict=True))
     return [shares[i] for i in range(len(shapes))]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bvllm_adapters.cli.options import add_placement
+from bvllm_adapters.cli.selecting import add_selector, asked_selector, reads_question
 
 TEXT = "choose frames of a video, as files or as messages for a server"
 
@@ -26,12 +27,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="JSON messages of OpenAI's chat completions, which vLLM and others take; - for stdout",
     )
-    parser.add_argument(
-        "--selector",
-        help="coverage, relevance, uniform, random, top-k, best-of-bins, inverse-transform or "
-        "k-center (relevance with a --scout, else coverage, which needs no weights)",
-    )
-    parser.add_argument("--scout", help="folder or hub id of a CLIP or SigLIP that reads QUESTION")
+    add_selector(parser)
     parser.add_argument("--query", help="what the scout reads in place of QUESTION, as it is")
     parser.add_argument("--fps", type=float, default=1.0, help="frames looked at per second (1)")
     parser.add_argument("--start", type=float, help="seconds; look at nothing before")
@@ -103,18 +99,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _selector(options: argparse.Namespace) -> Any:
-    """The one asked for, where and in which numbers it is to run."""
-    from bvllm_adapters.selectors.names import BLIND, QUESTION_BLIND, named_selector
-
-    name = options.selector or ("coverage" if options.scout is None else "relevance")
-    if options.scout is None:
-        return named_selector(name).eval()
+    """The one asked for."""
     from bvllm_adapters.cli.placement import placement
-    from bvllm_adapters.selectors.relevance import RelevanceSelector
 
-    reads = name not in (*BLIND, *QUESTION_BLIND)
-    if reads and not (options.question.strip() or (options.query or "").strip()):
+    unasked = not (options.question.strip() or (options.query or "").strip())
+    if unasked and reads_question(options):
         raise ValueError("question: got none, wanted one, as the scout compares frames with it")
-    device, dtype = placement(options)
-    scout = RelevanceSelector.from_pretrained(options.scout, dtype=dtype).to(device)
-    return named_selector(name, scout).eval()
+    return asked_selector(options, *placement(options))

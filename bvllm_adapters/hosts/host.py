@@ -29,10 +29,11 @@ class Host(Protocol):
     `bvllm_adapters.training.host`.
 
     Where its tower takes several frames as one, it has `frames_per_look(model, processor)`, which
-    says how many; all that is said of frames is then of these groups. Where pixels or prompts depend on the size of a video's
-    frames or on the budget, it has `layout(model, processor, height, width, groups, *, is_image)`:
-    whatever it wants to know again, handed back to it as `pixels(..., layout=)` and as
-    `VisualTokens.layout`.
+    says how many; all that is said of frames is then of these groups. Where pixels or prompts
+    depend on the size of a video's frames or on the budget, it has `layout(model, processor,
+    height, width, groups, *, is_image)`: whatever it wants to know again, handed back to it as
+    `pixels(..., layout=)` and as `VisualTokens.layout`; but for `patches_per_frame`, P, nobody
+    else looks into it.
 
     For `bvllm bench` it may have: `own_way(model) -> OwnWay`, how its models go without a budget;
     `published`, model class -> fields of the config that was published; and

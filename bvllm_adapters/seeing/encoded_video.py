@@ -196,6 +196,7 @@ class EncodedVideo:
             patches,
             torch.tensor(seconds, dtype=torch.float64),
             patches_per_frame=getattr(self.sight.layout, "patches_per_frame", None),
+            beside=getattr(self.sight.layout, "beside", 0),
             layout=self.sight.layout,
         )
 

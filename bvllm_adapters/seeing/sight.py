@@ -34,6 +34,7 @@ class Sight:
         self.host, self.model, self.processor = host, model, processor
         self.layout: Any = None
         self.tower_passes = 0
+        self.scout_passes: int | None = None  # None: there is no scout
 
     @property
     def frames_per_look(self) -> int:
@@ -97,6 +98,7 @@ class Sight:
         """(k, ...) of `first` -> (k, C') features that frames are chosen by: the scout's."""
         with stage("scout"), evaluating(self.model):
             scout = self.scout
+            self.scout_passes = (self.scout_passes or 0) + len(first)
             if scout is self.tokenizer.scout:
                 feature: Tensor = scout(first, self._look)
                 return feature

@@ -6,21 +6,22 @@ Axes: T groups of a video (see `splits`), P tokens of a group, N visual tokens, 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bvllm_adapters.features import VisualTokens
+from bvllm_adapters.features import Selection, VisualTokens
 from bvllm_adapters.hosts.generation import Replies, settled
 from bvllm_adapters.weights.device import device_of
-from bvllm_transformers.budget import places_of_videos, put_together
+from bvllm_transformers.budget import filled_by, places_of_videos, put_together
 from bvllm_transformers.conversation_prompts import prompt_inputs
 from bvllm_transformers.families import Family, family_of
 from bvllm_transformers.layout import Layout, frames_per_look
 from bvllm_transformers.new_ids import seeing_new_ids
-from bvllm_transformers.splice import Filled
 from bvllm_transformers.splits import Grid
 
 
@@ -84,17 +85,16 @@ def _prompt(
         for name, value in inputs.items()
     }
     (place,) = places_of_videos(model, family, inputs)
-    assert visual.place is not None
-    columns = place.columns[torch.searchsorted(shown, frame), visual.place.cpu()]
-    tail = _tail(model, family)
-    filled = Filled(
-        place,
-        family.key,
-        torch.cat([visual.tokens, tail.to(visual.tokens)]),
-        torch.cat([columns, torch.tensor(place.tail, dtype=torch.int64)]),
-        as_tensor=not isinstance(family.split, Grid),
-    )
+    shifted = replace(visual, selection=_among(visual.selection, shown))
+    as_tensor = not isinstance(family.split, Grid)
+    filled = filled_by(place, family.key, shifted, _tail(model, family), as_tensor)
     return put_together(model, family, inputs, [filled])
+
+
+def _among(selection: Selection, shown: Tensor) -> Selection:
+    """The same choices, counted among the groups that are shown."""
+    frame = torch.searchsorted(shown, selection.frame.cpu()).clamp(max=len(shown) - 1)
+    return Selection.whole(frame.to(selection.frame.device), len(shown), selection.size)
 
 
 def batched(prompts: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -119,10 +119,10 @@ def _joined(outputs: Sequence[Any]) -> Any:
     """The visual tokens of several prompts as those of a batch."""
     made = outputs[0]
     parts = [output.pooler_output for output in outputs]
-    made.pooler_output = torch.cat(parts) if isinstance(parts[0], Tensor) else sum(parts, [])
+    made.pooler_output = torch.cat(parts) if isinstance(parts[0], Tensor) else [*chain(*parts)]
     if getattr(made, "deepstack_features", None):
         levels = zip(*(output.deepstack_features for output in outputs), strict=True)
-        made.deepstack_features = [sum(level, []) for level in levels]
+        made.deepstack_features = [[*chain(*level)] for level in levels]
     return made
 
 

@@ -34,12 +34,14 @@ class Layout:
         height, width: of its frames, once they are `scaled`.
         patches_per_frame: P.
         scaled: whether frames are brought to this size before the processor gets them.
+        beside: tokens that stand behind a video and are of no frame.
     """
 
     height: int
     width: int
     patches_per_frame: int
     scaled: bool = False
+    beside: int = 0
 
 
 def frames_per_look(family: Family, processor: Any) -> int:
@@ -75,7 +77,7 @@ def lay_out(
         )  # fmt: skip
 
     if not isinstance(family.split, Grid):
-        return Layout(height, width, native())
+        return Layout(height, width, native(), beside=family.tail)
     shown, _ = wanted(MOST)
     ghost = ghosts(frames_per_look(family, processor) * shown, height, width)
     _, h, w = processed(video, ghost)["video_grid_thw"][0].tolist()
@@ -86,7 +88,7 @@ def lay_out(
         less = math.sqrt(tokens / (rows * columns))
         rows, columns = math.ceil(rows * less), math.ceil(columns * less)
     unit = square * video.patch_size
-    return Layout(rows * unit, columns * unit, rows * columns, scaled=True)
+    return Layout(rows * unit, columns * unit, rows * columns, scaled=True, beside=family.tail)
 
 
 def ghosts(frames: int, height: int, width: int) -> Tensor:
@@ -109,6 +111,9 @@ def video_pixels(processor: Any, frames: Pictures, layout: Layout | None) -> Ten
     or (k, 3, S, S)."""
     groups = frames if frames.ndim == 5 else frames[:, None]
     video = processor.video_processor
+    missing = (getattr(video, "temporal_patch_size", None) or 1) - groups.shape[1]
+    if missing > 0:  # an image: the one frame stands for a group
+        groups = np.concatenate([groups, groups[:, -1:].repeat(missing, axis=1)], axis=1)
     shown = torch.from_numpy(groups).flatten(0, 1).movedim(-1, 1)
     settings = {}
     if layout is not None and layout.scaled:
@@ -121,7 +126,8 @@ def video_pixels(processor: Any, frames: Pictures, layout: Layout | None) -> Ten
         pixels: Tensor = made["pixel_values_videos"].reshape(len(groups), h, w, -1)
         return pixels
     name = "pixel_values_videos" if "pixel_values_videos" in made else "pixel_values"
-    return made[name].reshape(len(groups), *made[name].shape[-3:])
+    whole: Tensor = made[name]
+    return whole.reshape(len(groups), *whole.shape[-3:])
 
 
 def encoder_inputs(family: Family, pixels: Tensor) -> dict[str, Any]:
