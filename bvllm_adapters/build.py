@@ -17,6 +17,16 @@ from bvllm_adapters.spatial_sampler import SpatialSampler
 from bvllm_adapters.temporal_merger import TemporalMerger
 
 
+class _FromConfig:
+    """The default of a stage: one that is built from the config."""
+
+    def __repr__(self) -> str:
+        return "<built from config>"
+
+
+FROM_CONFIG: Any = _FromConfig()
+
+
 def build_qformer(
     config: BalancedTokenizerConfig, *, visual_width: int | None = None, positions: int = POSITIONS
 ) -> QFormer:

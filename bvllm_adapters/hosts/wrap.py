@@ -93,7 +93,7 @@ def wrap(
         tokenizer.config = replace(tokenizer.config, **settings)
     else:
         stages, settings = given_selector(settings)
-        tokenizer = BalancedTokenizer(config or replace(fitting, **settings), **stages)
+        tokenizer = BalancedTokenizer(config or new_config(fitting, settings), **stages)
         if any(True for _ in tokenizer.trained_parameters()):
             log.warning(
                 "the BalancedTokenizer is untrained: its weights are random, train or load one"
@@ -106,6 +106,22 @@ def wrap(
     tokenizer.train(base.training)
     _install(base, served_by, tokenizer, lora)
     return model
+
+
+def new_config(
+    fitting: BalancedTokenizerConfig, settings: dict[str, Any]
+) -> BalancedTokenizerConfig:
+    """What fits the model, with the caller's settings. Numbers of learned stages that neither says,
+    as without training they follow from the budget, are the paper's."""
+    own = {}
+    for name, stage, learned in (
+        ("num_frames", "selector", "learned"),
+        ("tokens_per_frame", "sampler", "qformer"),
+    ):
+        is_learned = settings.get(stage, getattr(fitting, stage)) == learned
+        if is_learned and settings.get(name, getattr(fitting, name)) is None:
+            own[name] = getattr(BalancedTokenizerConfig, name)
+    return replace(fitting, **{**settings, **own})
 
 
 def given_selector(settings: dict[str, Any]) -> tuple[dict[str, nn.Module], dict[str, Any]]:

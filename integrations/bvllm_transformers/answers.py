@@ -6,7 +6,6 @@ Axes: T groups of a video (see `splits`), P tokens of a group, N visual tokens, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -14,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bvllm_adapters.features import Selection, VisualTokens
+from bvllm_adapters.features import VisualTokens
 from bvllm_adapters.hosts.generation import Replies, settled
 from bvllm_adapters.weights.device import device_of
-from bvllm_transformers.budget import filled_by, places_of_videos, put_together
+from bvllm_transformers.budget import filled_by, placed_in, places_of_videos, put_together
 from bvllm_transformers.conversation_prompts import prompt_inputs
 from bvllm_transformers.families import Family, family_of
 from bvllm_transformers.layout import Layout, frames_per_look
@@ -71,10 +70,11 @@ def _prompt(
     system: str | None,
 ) -> dict[str, Any]:
     """The arguments of one prompt, of which the visual tokens are given."""
-    frame, layout = visual.frame.cpu(), visual.layout
+    layout, groups = visual.layout, len(visual.seconds)
+    frame, inside = placed_in(visual, groups, layout.patches_per_frame)
     # Where only its place among all groups says when a group is shown, all of them stand there.
     all_of_them = hasattr(model.base_model, "get_rope_index") and not _has_words(model, processor)
-    shown = torch.arange(len(visual.seconds)) if all_of_them else frame.unique()
+    shown = torch.arange(groups) if all_of_them else frame.unique()
     inputs = prompt_inputs(
         processor, layout, visual.seconds.cpu()[shown], question,
         frames_per_look=frames_per_look(family, processor), history=history, system=system,
@@ -85,16 +85,11 @@ def _prompt(
         for name, value in inputs.items()
     }
     (place,) = places_of_videos(model, family, inputs)
-    shifted = replace(visual, selection=_among(visual.selection, shown))
+    at = torch.searchsorted(shown, frame), inside  # counted among the groups that are shown
     as_tensor = not isinstance(family.split, Grid)
-    filled = filled_by(place, family.key, shifted, _tail(model, family), as_tensor)
+    tail = _tail(model, family)
+    filled = filled_by(place, family.key, visual, tail, as_tensor, at=at)
     return put_together(model, family, inputs, [filled])
-
-
-def _among(selection: Selection, shown: Tensor) -> Selection:
-    """The same choices, counted among the groups that are shown."""
-    frame = torch.searchsorted(shown, selection.frame.cpu()).clamp(max=len(shown) - 1)
-    return Selection.whole(frame.to(selection.frame.device), len(shown), selection.size)
 
 
 def batched(prompts: Sequence[dict[str, Any]]) -> dict[str, Any]:
