@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bvllm_adapters.config import BalancedTokenizerConfig
+from bvllm_transformers.arguments import check_seam
 from bvllm_transformers.calls import Budgeted
 from bvllm_transformers.families import family_of
 
@@ -27,6 +28,7 @@ class TransformersHost:
 
     def config(self, model: Any) -> BalancedTokenizerConfig:
         """Without training: frames by coverage, the model's own tokens."""
+        check_seam(model)
         family_of(model)
         width = model.get_input_embeddings().embedding_dim
         return BalancedTokenizerConfig(
