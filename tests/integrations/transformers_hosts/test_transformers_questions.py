@@ -179,8 +179,9 @@ def of_template(template: str | None) -> PreTrainedTokenizerFast:
 ROLES = """{% for m in messages %}{{ m['role'] | upper }}: {% if m['content'] is string -%}
 {{ m['content'] }}{% else %}{% for p in m['content'] %}{{ p.get('text', '<video>') }}{% endfor -%}
 {% endif %} {% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"""
-INST = """{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] -}}
- [/INST]{% else %}{{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}"""
+INST = """{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] -}}
+{{ ' [/INST]' }}{% else -%}
+{{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}"""
 
 
 @pytest.mark.parametrize(

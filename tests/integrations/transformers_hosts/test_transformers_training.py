@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -240,3 +243,16 @@ def test_in_bf16_and_under_autocast(name: str) -> None:
             loss = small(**inputs).loss
         assert far(loss, small(**inputs).loss) < 0.5
         assert small.to(torch.bfloat16)(**pixels).logits.isfinite().all()
+
+
+def test_two_processes_train_together() -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    script = Path(__file__).with_name("on_two_devices.py")
+    done = subprocess.run(
+        [*command, str(script), "llava_onevision"],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.stdout.count("same gradients") == 2, done.stderr[-2000:]
