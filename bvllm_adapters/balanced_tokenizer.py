@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bvllm_adapters.budget_merger import BudgetMerger, shares_of_prompts
+from bvllm_adapters.budget_merger import BudgetMerger, budgets_of_frames, shares_of_prompts
 from bvllm_adapters.build import (
     build_budget_merger,
     build_projection,
@@ -22,10 +22,17 @@ from bvllm_adapters.build import (
 from bvllm_adapters.checks import check_count, takes
 from bvllm_adapters.config import BalancedTokenizerConfig
 from bvllm_adapters.context import generators
-from bvllm_adapters.features import FrameFeatures, Selection, VisualTokens, check_widths, mix
+from bvllm_adapters.features import FrameFeatures, Selection, VisualTokens, mix
 from bvllm_adapters.ledger import stage
-from bvllm_adapters.question import QuestionTokenizer, pad, question_ids, question_tokenizer
+from bvllm_adapters.question import (
+    QuestionTokenizer,
+    as_text,
+    pad,
+    question_ids,
+    question_tokenizer,
+)
 from bvllm_adapters.selectors.choosing import choose
+from bvllm_adapters.spatial_sampler import knows_counts
 from bvllm_adapters.weights.pretrained import Pretrained
 
 
@@ -97,8 +104,8 @@ class BalancedTokenizer(Pretrained, nn.Module):
 
         Args:
             features: of each video or image; lengths may differ.
-            questions: one for each, a string (may be empty) or its (L,) WordPiece ids, which say
-                nothing to a selector without training.
+            questions: one for each, a string (may be empty) or its (L,) WordPiece ids, which a
+                selector without training cannot read.
             prompts: which prompt each belongs to; those of one prompt share the budget.
                 None: each has a prompt of its own.
             max_tokens: visual tokens per prompt in place of the config's.
@@ -122,9 +129,10 @@ class BalancedTokenizer(Pretrained, nn.Module):
         if generator is None:
             sources = generators(len(features), features[0].cls.device)
         inputs = Counter(prompts)
+        budgets = budgets_of_frames([video.beside for video in features], prompts, max_tokens)
         with stage("selector"):
             selections = [
-                self.choose(video, question, source, max_tokens, inputs[prompt])
+                self.choose(video, as_text(question), source, budgets[prompt], inputs[prompt])
                 if self.chooses_untrained
                 else self.select(video, text, source, max_tokens)
                 for video, question, text, source, prompt in zip(
@@ -137,12 +145,17 @@ class BalancedTokenizer(Pretrained, nn.Module):
         with stage("sampler"):
             frames = self.sample(features, selections, texts)
         with stage("budget"):
-            tokens = self.fit(frames, selections, prompts, max_tokens)
+            tokens = self.fit(frames, selections, prompts, budgets)
         with stage("projection"):
             projected = self.project(tokens)
         return [
-            replace(video_tokens, seconds=video.seconds)
-            for video_tokens, video in zip(projected, features, strict=True)
+            replace(
+                visual,
+                seconds=video.seconds,
+                layout=video.layout,
+                beside=video.beside if budgets[prompt] != max_tokens or max_tokens is None else 0,
+            )
+            for visual, video, prompt in zip(projected, features, prompts, strict=True)
         ]
 
     def select(
@@ -160,7 +173,7 @@ class BalancedTokenizer(Pretrained, nn.Module):
         if self.frame_selector is None:
             return Selection.everything(video.num_frames, video.cls.device)
         if video.num_frames == 1:
-            return Selection.single_frame(self.config.num_frames, video.cls.device)
+            return Selection.single_frame(self.config.num_frames or 1, video.cls.device)
         limit = {}
         if self.config.frame_count != "fixed" and takes(self.frame_selector, "max_frames"):
             limit = {"max_frames": self.config.frames_within(max_tokens)}
@@ -224,24 +237,25 @@ class BalancedTokenizer(Pretrained, nn.Module):
         if len(shapes) > 1:
             raise ValueError(f"patches: got {sorted(shapes)}, wanted one (P, C) in a batch")
         counts = [len(video) for video in frames]
-        text_ids, text_mask = pad(
-            [text for text, n in zip(texts, counts, strict=True) for _ in range(n)]
-        )
-        how = {} if prepare is None else {"prepared": True}
-        return list(sampler(torch.cat(frames), text_ids, text_mask, **how).split(counts))
+        how: dict[str, Any] = {} if prepare is None else {"prepared": True}
+        if knows_counts(sampler.forward):  # a question is read once for all frames of its video
+            how["counts"] = counts
+        else:
+            texts = [text for text, n in zip(texts, counts, strict=True) for _ in range(n)]
+        return list(sampler(torch.cat(frames), *pad(texts), **how).split(counts))
 
     def fit(
         self,
         frames: Sequence[Tensor],
         selections: Sequence[Selection],
         prompts: Sequence[int],
-        max_tokens: int | None,
+        budgets: Mapping[int, int | None],
     ) -> list[VisualTokens]:
         """Share each prompt's budget among all frames of its visual inputs, and merge."""
         merger: Any = self.budget_merger if self.budget_merger is not None else BudgetMerger()
         room = [(len(each), self.most_of(each)) for each in frames]
         weights = [selection.weight.tolist() for selection in selections]
-        shares = shares_of_prompts(room, weights, prompts, max_tokens)
+        shares = shares_of_prompts(room, weights, prompts, budgets)
         return [merger(*each) for each in zip(frames, shares, selections, strict=True)]
 
     def most_of(self, frames: Tensor) -> int:
@@ -297,6 +311,8 @@ class BalancedTokenizer(Pretrained, nn.Module):
             cls=None if given else self.config.selection_width,
             cls_name="vision_width" if self.config.scout is None else "scout.width",
         )
+        if given and self.spatial_sampler is None:
+            return [torch.zeros(0, dtype=torch.int64) for _ in features]  # nobody reads them
         ids = question_ids(questions, self.question_tokenizer)
         return [text.to(video.cls.device) for text, video in zip(ids, features, strict=True)]
 
@@ -313,3 +329,19 @@ class BalancedTokenizer(Pretrained, nn.Module):
         if self.budget_merger is None:
             raise ValueError(f"max_tokens: got {max_tokens}, wanted None without a budget_merger")
         return check_count("max_tokens", max_tokens)
+
+
+def check_widths(
+    features: Sequence[FrameFeatures], patches: int, *, cls: int | None, cls_name: str
+) -> None:
+    """ValueError unless patches have this width, and frame features have `cls` if it is given."""
+    for i, video in enumerate(features):
+        if cls is not None and video.cls.shape[1] != cls:
+            raise ValueError(
+                f"features[{i}].cls: got width {video.cls.shape[1]}, wanted {cls_name}={cls}"
+            )
+        if isinstance(video.patches, Tensor) and video.patches.shape[2] != patches:
+            raise ValueError(
+                f"features[{i}].patches: got width {video.patches.shape[2]}, "
+                f"wanted vision_width={patches}"
+            )

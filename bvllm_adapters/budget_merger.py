@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bvllm_adapters.checks import check_count
-from bvllm_adapters.features import Selection, VisualTokens, check_tensor, in_float32
+from bvllm_adapters.features import (
+    Selection,
+    VisualTokens,
+    check_tensor,
+    first_max,
+    in_float32,
+)
 
 
 class BudgetMerger(nn.Module):
@@ -64,20 +70,28 @@ class BudgetMerger(nn.Module):
         if len(selection) != frames:
             raise ValueError(f"selection: got {len(selection)} frames, wanted {frames} as tokens")
         shares = self._shares(max_tokens, [room] * frames, selection)
-        merged = tokens.new_zeros(sum(shares), width)
-        size = torch.zeros(sum(shares), dtype=torch.float32, device=tokens.device)
-        place = torch.zeros(sum(shares), dtype=torch.int64, device=tokens.device)
-        slot = torch.repeat_interleave(
-            torch.arange(frames, device=tokens.device),
-            torch.tensor(shares, device=tokens.device),
-        )
+        merged, slot, size, place = self._merged(tokens, shares)
+        return VisualTokens(merged, slot, size, selection, selection.size.new_zeros(0), place)
+
+    def _merged(self, tokens: Tensor, shares: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(N, H) tokens, their (N,) frames, sizes and places."""
+        row = torch.arange(len(shares), device=tokens.device)
+        width = self.similarity_width
+        if min(shares) == max(shares) > 0:  # nothing need be put in its place
+            merged, size, place = merge_to(tokens, shares[0], width)
+            slot = row.repeat_interleave(place.shape[1])
+            return merged.flatten(0, 1), slot, size.flatten(), place.flatten()
+        slot = row.repeat_interleave(torch.tensor(shares, device=tokens.device))
+        merged = tokens.new_zeros(len(slot), tokens.shape[2])
+        size = torch.zeros(len(slot), dtype=torch.float32, device=tokens.device)
+        place = torch.zeros_like(slot)
         for share in sorted(set(shares) - {0}):  # two values at most, unless shares were given
             of = torch.tensor([s == share for s in shares], device=tokens.device)
-            rows = of[slot]
-            merged[rows], size[rows], place[rows] = (
-                part.flatten(0, 1) for part in merge_to(tokens[of], share, self.similarity_width)
+            there = of[slot]
+            merged[there], size[there], place[there] = (
+                part.flatten(0, 1) for part in merge_to(tokens[of], share, width)
             )
-        return VisualTokens(merged, slot, size, selection, selection.size.new_zeros(0), place)
+        return merged, slot, size, place
 
     @staticmethod
     def _shares(
@@ -125,24 +139,42 @@ def _largest_level(room: Sequence[int], max_tokens: int) -> int:
     return low
 
 
+def budgets_of_frames(
+    beside: Sequence[int], prompts: Sequence[int], max_tokens: int | None
+) -> dict[int, int | None]:
+    """What each prompt's budget leaves for frames beside tokens of no frame, which go where there
+    would be nothing left.
+
+    Args:
+        beside: such tokens of each visual input. prompts: which prompt each belongs to.
+    """
+    of_prompt: dict[int, int] = defaultdict(int)
+    for prompt, count in zip(prompts, beside, strict=True):
+        of_prompt[prompt] += count
+    if max_tokens is None:
+        return dict.fromkeys(of_prompt)
+    return {p: max_tokens - (n if n < max_tokens else 0) for p, n in of_prompt.items()}
+
+
 def shares_of_prompts(
     shapes: Sequence[tuple[int, int]],
     weights: Sequence[Sequence[float]],
     prompts: Sequence[int],
-    max_tokens: int | None,
+    max_tokens: Mapping[int, int | None],
 ) -> list[list[int]]:
     """`prompt_shares` of the visual inputs of several prompts.
 
     Args:
         shapes: (M, R) of each input. weights: M of each. prompts: which prompt each belongs to.
-        max_tokens: of each prompt.
+        max_tokens: of each prompt, for frames.
     """
     inputs_of: dict[int, list[int]] = defaultdict(list)
     for i, prompt in enumerate(prompts):
         inputs_of[prompt].append(i)
     shares: dict[int, list[int]] = {}
-    for inputs in inputs_of.values():
-        of = prompt_shares([shapes[i] for i in inputs], [weights[i] for i in inputs], max_tokens)
+    for prompt, inputs in inputs_of.items():
+        limit = max_tokens[prompt]
+        of = prompt_shares([shapes[i] for i in inputs], [weights[i] for i in inputs], limit)
         shares.update(zip(inputs, of, strict=True))
     return [shares[i] for i in range(len(shapes))]
 
@@ -190,38 +222,37 @@ def merge_to(
         size = torch.ones(batch, count, dtype=torch.float32, device=tokens.device)
         return tokens, size, torch.arange(count, device=tokens.device).expand(batch, -1)
     merged, size, first = merge_rounds(tokens.float(), target, similarity_width)
-    place, by_first = torch.sort(first, dim=1)
-    merged = merged.gather(1, by_first[..., None].expand_as(merged))
-    return merged.to(tokens.dtype), size.gather(1, by_first), place
+    place, order = torch.sort(first, dim=1)
+    return pick(merged, order).to(tokens.dtype), size.gather(1, order), place
 
 
 def merge_rounds(
-    merged: Tensor, target: int, similarity_width: int | None = None
+    tokens: Tensor, target: int, similarity_width: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Rounds of matching until `target` tokens are left, in the order of the last round, which is
     that of the authors' code.
 
     Args:
-        merged: (B, T, H) float32. target: less than T.
+        tokens: (B, T, H) float32. target: less than T.
         similarity_width: of the features that are compared; None: all H.
 
     Returns:
-        (B, target, H), (B, target) how many each holds, and the position of each one's earliest
+        (B, target, H), (B, target) how many each holds, and the place of each one's earliest
         member.
     """
-    batch, count, _ = merged.shape
-    size = torch.ones(batch, count, dtype=torch.float32, device=merged.device)
-    first = torch.arange(count, device=merged.device).expand(batch, -1)
+    batch, count, _ = tokens.shape
+    sums, size = tokens, torch.ones(batch, count, dtype=torch.float32, device=tokens.device)
+    first = torch.arange(count, device=tokens.device).expand(batch, -1)
     while count > target:
         # Halve; the last round is cut short, or takes one token more of an odd number.
         merges = count // 2 if count // 2 > target else count - target
-        merged, size, first = merge_round(merged, size, first, merges, similarity_width)
+        sums, size, first = merge_round(sums, size, first, merges, similarity_width)
         count -= merges
-    return merged, size, first
+    return sums / size[..., None], size, first
 
 
 def merge_round(
-    tokens: Tensor,
+    sums: Tensor,
     size: Tensor,
     first: Tensor,
     merges: int,
@@ -233,37 +264,28 @@ def merge_round(
     its best odd one, and the `merges` strongest pairs merge. Of equals the first wins.
 
     Args:
-        tokens: (B, T, H) float32. size: (B, T) how many each holds. first: (B, T) position of
-            each one's earliest member. merges: at most ceil(T / 2).
+        sums: (B, T, H) float32, of what each token holds; it points where the mean points.
+        size: (B, T) how many that are. first: (B, T) the place of the earliest of them.
+        merges: at most ceil(T / 2).
         similarity_width: of the features that are compared; None: all H.
 
     Returns:
         The same with T - merges tokens: the even ones that stayed, most similar first, then the
         odd ones.
     """
-    compared = tokens[..., :similarity_width]
-    similarity = cosine(compared[:, ::2], compared[:, 1::2])
-    best, partner = _first_max(similarity)
+    batch, count, _ = sums.shape
+    compared = sums[..., :similarity_width]
+    best, partner = largest(cosine(compared[:, ::2], compared[:, 1::2]))
     ranked = torch.argsort(best, dim=1, descending=True, stable=True)
     leaving, staying = 2 * ranked[:, :merges], 2 * ranked[:, merges:]
-    partner = partner.gather(1, ranked[:, :merges])
-
-    def pick(x: Tensor, places: Tensor) -> Tensor:
-        return x.gather(1, places[..., None].expand(-1, -1, x.shape[2]))
-
-    size = size[..., None]
-    weighted = tokens * size
-    odd_sum = weighted[:, 1::2]
-    # A product, since a GPU adds up what is scattered in any order. Sizes are whole numbers.
-    joins = torch.arange(odd_sum.shape[1], device=tokens.device)[:, None] == partner[:, None]
-    with in_float32(tokens):
-        odd_sum = odd_sum + joins.to(tokens.dtype) @ pick(weighted, leaving)
-    odd_size = size[:, 1::2].scatter_add(1, partner[..., None], pick(size, leaving))
-    odd_first = first[:, 1::2].scatter_reduce(1, partner, first.gather(1, leaving), "amin")
+    odd = torch.arange(1, count, 2, device=sums.device).expand(batch, -1)
+    left = torch.cat([staying, odd], dim=1)
+    into = staying.shape[1] + partner.gather(1, ranked[:, :merges])
+    # Sizes are whole numbers: whatever the order in which they are added up.
     return (
-        torch.cat([pick(tokens, staying), odd_sum / odd_size], dim=1),
-        torch.cat([pick(size, staying), odd_size], dim=1).squeeze(2),
-        torch.cat([first.gather(1, staying), odd_first], dim=1),
+        joined(pick(sums, left), into, pick(sums, leaving), staying.shape[1]),
+        size.gather(1, left).scatter_add_(1, into, size.gather(1, leaving)),
+        first.gather(1, left).scatter_reduce_(1, into, first.gather(1, leaving), "amin"),
     )
 
 
@@ -273,8 +295,48 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
         return F.normalize(a.float(), dim=2) @ F.normalize(b.float(), dim=2).transpose(1, 2)
 
 
-def _first_max(x: Tensor) -> tuple[Tensor, Tensor]:
+def largest(x: Tensor) -> tuple[Tensor, Tensor]:
     """Maximum over the last axis and the first place it stands at, on every device."""
-    best = x.amax(dim=-1, keepdim=True)
-    place = torch.arange(x.shape[-1], device=x.device)
-    return best.squeeze(-1), torch.where(x == best, place, x.shape[-1]).amin(dim=-1)
+    if x.device.type == "cpu":  # where max promises the first
+        best, place = x.max(dim=-1)
+        return best, place
+    return x.amax(dim=-1), first_max(x)
+
+
+def pick(x: Tensor, places: Tensor) -> Tensor:
+    """(B, X, H), (B, Y) -> (B, Y, H)."""
+    return x.flatten(0, 1).index_select(0, _rows(places, x.shape[1])).view(*places.shape, -1)
+
+
+def joined(left: Tensor, into: Tensor, leaving: Tensor, start: int) -> Tensor:
+    """`left` with what leaves added to it, in place and in the same order whenever it is called.
+
+    Args:
+        left: (B, N, H). into: (B, L) the place in `left` of each that leaves, none before `start`.
+        leaving: (B, L, H).
+    """
+    if left.device.type == "cpu":
+        add_in_turn(left, into, leaving)
+    else:
+        add_by_product(left[:, start:], into - start, leaving)
+    return left
+
+
+def add_in_turn(left: Tensor, into: Tensor, leaving: Tensor) -> None:
+    """Row after row: a CPU never adds two at a time to one, whatever its threads."""
+    left.flatten(0, 1).index_add_(0, _rows(into, left.shape[1]), leaving.flatten(0, 1))
+
+
+def add_by_product(left: Tensor, into: Tensor, leaving: Tensor) -> None:
+    """For a GPU, which adds up what is scattered in any order."""
+    joins = torch.arange(left.shape[1], device=left.device)[:, None] == into[:, None]
+    with in_float32(left):
+        left += joins.to(left.dtype) @ leaving
+
+
+def _rows(places: Tensor, count: int) -> Tensor:
+    """(B, Y) places in B lists of `count` -> (B Y,) in all of them, one behind the other."""
+    if len(places) == 1:
+        return places[0]
+    begin = count * torch.arange(len(places), device=places.device)
+    return (places + begin[:, None]).flatten()

@@ -284,7 +284,12 @@ def _answers(
     answers = []
     for i, (visual, video) in enumerate(zip(tokens, videos, strict=True)):
         trace = Trace.of(
-            visual, max_tokens=budget, seconds=seconds, tower_passes=video.tower_passes
+            visual,
+            max_tokens=budget,
+            seconds=seconds,
+            tower_passes=video.tower_passes,
+            scout_passes=video.encoded.sight.scout_passes,
+            selector=tokenizer.config.selector,
         )
         texts = tuple(replies[i * each : (i + 1) * each])
         generated = None if output is None else of_prompt(output, i, len(videos))

@@ -8,7 +8,8 @@ no mask; a batch is a list.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -34,24 +35,27 @@ class FrameFeatures:
         seconds: (T,) time of each frame from the video's start, never decreasing;
             None: one frame a second.
         patches_per_frame: P, where patches are a function; no more than a hint of what it gives.
+        beside: tokens that a host puts beside those of frames; they count.
         layout: whatever a host says of how the patches lie (their grid, tiles), handed back to it
             untouched; None: the host does not ask.
 
     Raises:
-        ValueError: naming the argument, for no frames, a wrong shape or dtype, NaN or inf.
+        ValueError: naming the argument, for no frames, a wrong shape or dtype, NaN or inf. Patches
+            are looked at for these when they are read, so that nobody waits for what is not chosen.
     """
 
     cls: Tensor
     patches: Tensor | PatchReader
     seconds: Tensor = field(default=None)  # type: ignore[assignment]
     patches_per_frame: int | None = None
+    beside: int = 0
     layout: Any = None
 
     def __post_init__(self) -> None:
         check_tensor("cls", self.cls, "T C")
         frames = len(self.cls)
         if isinstance(self.patches, Tensor):
-            check_tensor("patches", self.patches, "T P C")
+            check_tensor("patches", self.patches, "T P C", finite=False)
             if len(self.patches) != frames:
                 raise ValueError(f"patches: got {len(self.patches)} frames, wanted {frames} as cls")
             object.__setattr__(self, "patches_per_frame", self.patches.shape[1])
@@ -65,7 +69,8 @@ class FrameFeatures:
         check_tensor("seconds", self.seconds, "T")
         if len(self.seconds) != frames:
             raise ValueError(f"seconds: got {len(self.seconds)} times, wanted {frames} as cls")
-        if bool((self.seconds.diff() < 0).any()):
+        known = self.seconds.untyped_storage().device.type != "meta"
+        if known and bool((self.seconds.diff() < 0).any()):
             raise ValueError("seconds: got times that go back, wanted them never to decrease")
 
     @classmethod
@@ -82,22 +87,6 @@ class FrameFeatures:
     @property
     def num_frames(self) -> int:
         return len(self.cls)
-
-
-def check_widths(
-    features: Sequence[FrameFeatures], patches: int, *, cls: int | None, cls_name: str
-) -> None:
-    """ValueError unless patches have this width, and frame features have `cls` if it is given."""
-    for i, video in enumerate(features):
-        if cls is not None and video.cls.shape[1] != cls:
-            raise ValueError(
-                f"features[{i}].cls: got width {video.cls.shape[1]}, wanted {cls_name}={cls}"
-            )
-        if isinstance(video.patches, Tensor) and video.patches.shape[2] != patches:
-            raise ValueError(
-                f"features[{i}].patches: got width {video.patches.shape[2]}, "
-                f"wanted vision_width={patches}"
-            )
 
 
 def frame_and_patches(
@@ -136,10 +125,11 @@ class Selection:
             that gradients reach; None: all.
 
     `scores` are the (T,) float32 numbers that a selector without training chose frames by; None
-    where there are none.
+    where there are none. `note` is what whoever asks should know of how the question was read.
     """
 
     scores: Tensor | None = None
+    note: str | None = None
 
     def __init__(self, weights: Tensor, size: Tensor, support: Tensor | None = None) -> None:
         self.size, self.support = size, support
@@ -161,19 +151,20 @@ class Selection:
         size: Tensor | None = None,
         *,
         scores: Tensor | None = None,
+        note: str | None = None,
     ) -> Selection:
         """Frames that are chosen whole, brought into time order.
 
         Args:
             frame: (M,) int64 indices. num_frames: T. size: (M,); None: one choice each.
-            scores: (T,) what they were chosen by.
+            scores, note: see the class.
         """
         if size is None:
             size = torch.ones(len(frame), dtype=torch.float32, device=frame.device)
         made = cls.__new__(cls)
         made.size, made.support = size, None
         made._weights, made._frame, made.num_frames = None, frame, num_frames
-        made.scores = scores
+        made.scores, made.note = scores, note
         return made.in_time_order()
 
     @classmethod
@@ -250,6 +241,8 @@ class VisualTokens:
         seconds: (T,) time of the video's frames; empty where the times are not known.
         place: (N,) int64, where a token's earliest member stood among the outputs of its row, from
             0; increases within a row. None: a merger of one's own did not say it.
+        layout: what the host said of the video, see `FrameFeatures`.
+        beside: as many of the host's tokens of no frame as the budget leaves room for.
     """
 
     tokens: Tensor
@@ -258,6 +251,8 @@ class VisualTokens:
     selection: Selection
     seconds: Tensor
     place: Tensor | None = None
+    layout: Any = None
+    beside: int = 0
 
     @property
     def frame(self) -> Tensor:
@@ -304,7 +299,9 @@ def mix(
 def _read(patches: Tensor | PatchReader, used: Tensor) -> Tensor:
     """(k, P, C) patches of these frames, where their indices are."""
     if isinstance(patches, Tensor):
-        return patches[used.to(patches.device)].to(used.device)
+        chosen = patches[used.to(patches.device)].to(used.device)
+        check_tensor("patches", chosen, "k P C")
+        return chosen
     frames = patches(used)
     check_tensor("patches(indices)", frames, "k P C")
     if len(frames) != len(used):
@@ -315,22 +312,23 @@ def _read(patches: Tensor | PatchReader, used: Tensor) -> Tensor:
 
 
 def first_max(x: Tensor) -> Tensor:
-    """(M, T) -> (M,) where each row is largest; of equals the first, which argmax does not promise
-    on a GPU."""
-    position = torch.arange(x.shape[1], device=x.device)
-    return torch.where(x == x.amax(dim=1, keepdim=True), position, len(position)).amin(dim=1)
+    """(..., T) -> (...) where each row is largest; of equals the first, which argmax does not
+    promise on a GPU."""
+    position = torch.arange(x.shape[-1], device=x.device)
+    return torch.where(x == x.amax(dim=-1, keepdim=True), position, len(position)).amin(dim=-1)
 
 
 def in_float32(near: Tensor) -> AbstractContextManager[Any]:
     """Inside the block autocast, which may run around it, leaves float32 on this tensor's device
     alone: what is chosen and merged in training is what evaluation would choose and merge."""
-    if near.is_meta:  # for which there is no autocast
+    kind = near.device.type
+    if near.is_meta or not torch.is_autocast_enabled(kind):  # there is none on the meta device
         return nullcontext()
-    return torch.autocast(near.device.type, enabled=False)
+    return torch.autocast(kind, enabled=False)
 
 
-def check_tensor(name: str, value: object, axes: str) -> None:
-    """ValueError unless `value` is a finite float tensor, not empty, with these axes."""
+def check_tensor(name: str, value: object, axes: str, *, finite: bool = True) -> None:
+    """ValueError unless `value` is a float tensor, not empty, with these axes, and maybe finite."""
     if not isinstance(value, Tensor):
         raise ValueError(f"{name}: got {type(value).__name__}, wanted a tensor ({axes})")
     wanted = f"({', '.join(axes.split())})"
@@ -339,8 +337,10 @@ def check_tensor(name: str, value: object, axes: str) -> None:
         raise ValueError(f"{name}: got dtype {value.dtype}, wanted floating point {wanted}")
     if value.dim() != len(axes.split()) or 0 in shape:
         raise ValueError(f"{name}: got shape {shape}, wanted {wanted} with no empty axis")
+    if not finite or value.untyped_storage().device.type == "meta":  # of fake tensors too
+        return
     # A finite sum proves that all values are finite, without a mask as large as the tensor. A sum
     # that is not may have overflowed, so only then each value is looked at.
-    if not value.is_meta and not bool(value.sum(dtype=torch.float32).isfinite()):
+    if not math.isfinite(value.detach().sum(dtype=torch.float32).item()):
         if not bool(torch.isfinite(value).all()):
             raise ValueError(f"{name}: got NaN or inf, wanted finite numbers")

@@ -10,7 +10,7 @@ Axes: B batch, Q queries, L text tokens, N visual tokens, H width, W visual widt
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -82,12 +82,17 @@ class QFormerLayer(nn.Module):
         visual: Tensor,
         mask: Tensor | None,
         visual_mask: Tensor | None,
+        counts: Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor | None]:
+        """The text stays in as many rows as it came; `counts` says how many visual rows each has,
+        and queries come back in a row for each of those."""
         both = queries if text is None else torch.cat([queries, text], dim=1)
         if self.text_ffn is None:
             text = None
         readers = queries if text is None else both
         queries, text = _split(self.attention(readers, both, mask), queries.shape[1])
+        if counts is not None:
+            queries = repeated(queries, counts)
         if self.cross_attention is not None:
             queries = self.cross_attention(queries, visual, visual_mask)
         queries = self.query_ffn(queries)
@@ -140,6 +145,7 @@ class QFormer(nn.Module):
         text_ids: Tensor | None = None,
         text_mask: Tensor | None = None,
         visual_mask: Tensor | None = None,
+        counts: Sequence[int] | None = None,
     ) -> Tensor:
         """Read `visual` with `queries`, conditioned on the text.
 
@@ -148,11 +154,15 @@ class QFormer(nn.Module):
             text_ids: (B, L) int64 WordPiece ids, L up to 512; None or L = 0: no text.
             text_mask: (B, L), non-zero where there is text; None: everywhere.
             visual_mask: (B, N), non-zero where there is a visual token; None: everywhere.
+            counts: where one text is read with many visual rows, as one question with all frames of
+                a video: queries and text have a row for each text, this says how many visual rows,
+                one behind the other, belong to each. What comes before the first look at them is
+                then computed once a text.
 
         Returns:
             (B, Q, H); no attention map is kept.
         """
-        self._check(queries, visual, text_ids, text_mask, visual_mask)
+        self._check(queries, visual, text_ids, text_mask, visual_mask, counts)
         text = None
         if text_ids is not None and text_ids.shape[1] > 0:
             places = torch.arange(text_ids.shape[1], device=text_ids.device)
@@ -165,7 +175,10 @@ class QFormer(nn.Module):
         if visual_mask is not None:
             visual_mask = visual_mask.bool()
         for layer in self.layers:
-            queries, text = layer(queries, text, visual, mask, visual_mask)
+            queries, text = layer(queries, text, visual, mask, visual_mask, counts)
+            if counts is not None:  # the first layer, behind which texts go with visual rows
+                text, mask = (x if x is None else repeated(x, counts) for x in (text, mask))
+                counts = None
         return queries
 
     def _check(
@@ -175,15 +188,19 @@ class QFormer(nn.Module):
         text_ids: Tensor | None,
         text_mask: Tensor | None,
         visual_mask: Tensor | None,
+        counts: Sequence[int] | None,
     ) -> None:
         batch, width = len(queries), self.width
         visual_width = self.visual_width
-        for name, value, wanted, last in (
-            ("queries", queries, f"(B, Q, {width})", width),
-            ("visual", visual, f"({batch}, N, {visual_width})", visual_width),
+        if counts is not None and (len(counts) != batch or min(counts, default=0) < 1):
+            raise ValueError(f"counts: got {list(counts)}, wanted {batch} of 1 or more as queries")
+        looks = batch if counts is None else sum(counts)
+        for name, value, wanted, rows, last in (
+            ("queries", queries, f"(B, Q, {width})", batch, width),
+            ("visual", visual, f"({looks}, N, {visual_width})", looks, visual_width),
         ):
             shape = tuple(value.shape)
-            if len(shape) != 3 or shape[0] != batch or shape[2] != last or 0 in shape:
+            if len(shape) != 3 or shape[0] != rows or shape[2] != last or 0 in shape:
                 raise ValueError(f"{name}: got shape {shape}, wanted {wanted}")
         if text_ids is not None:
             most = self.position_embeddings.num_embeddings
@@ -271,6 +288,16 @@ class QFormer(nn.Module):
             )
         load_strictly(qformer, weights.items(), source="state_dict, in this library's names")
         return qformer
+
+
+def repeated(x: Tensor, counts: Sequence[int]) -> Tensor:
+    """Row i of x counts[i] times, one behind the other.
+
+    By views, whose gradients are sums, which a GPU adds up in one order.
+    """
+    return torch.cat(
+        [row.expand(n, *x.shape[1:]) for row, n in zip(x.split(1), counts, strict=True)]
+    )
 
 
 def _split(x: Tensor, queries: int) -> tuple[Tensor, Tensor | None]:

@@ -43,6 +43,15 @@ def question_ids(
     return texts
 
 
+def as_text(question: str | Tensor) -> str:
+    """A question that selectors without training can read; ValueError for its ids."""
+    if not isinstance(question, str):
+        raise ValueError(
+            f"questions: got {type(question).__name__}, wanted strings, as the selector reads text"
+        )
+    return question
+
+
 class QuestionTokenizer:
     """bert-base-uncased WordPiece, offline: "What?" -> [CLS] what ? [SEP].
 
@@ -74,10 +83,6 @@ class QuestionTokenizer:
         ids = self._tokenizer.encode(question, add_special_tokens=False).ids
         ids = ids[max(0, len(ids) - (self.max_length - 2)) :]
         return torch.tensor([self._cls, *ids, self._sep])
-
-    def text(self, ids: Tensor) -> str:
-        """About what a question was of which these are the ids: in small letters."""
-        return self._tokenizer.decode(ids.tolist())
 
 
 @lru_cache(maxsize=8)

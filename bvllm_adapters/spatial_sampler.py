@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from bvllm_adapters.qformer import QFormer
+from bvllm_adapters.qformer import QFormer, repeated
 
 
 class SpatialSampler(nn.Module):
@@ -37,18 +41,40 @@ class SpatialSampler(nn.Module):
         text_mask: Tensor | None = None,
         *,
         prepared: bool = False,
+        counts: Sequence[int] | None = None,
     ) -> Tensor:
         """(F, P, C) frames, (F, L) questions and their mask -> (F, R, H) tokens.
 
         Args:
             prepared: whether frames are of patches that went through `prepare` already.
+            counts: text_ids and text_mask have a row for each question; this says how many frames,
+                one behind the other, each is asked of. What only the question decides is then
+                computed once for all of them. None: a row for each frame.
         """
         if not prepared:
             frames = self.prepare(frames)
-        return self.read(frames, text_ids, text_mask)
+        if counts is None:
+            return self.read(frames, text_ids, text_mask)
+        if knows_counts(self.read):
+            return self.read(frames, text_ids, text_mask, counts)
+        # A subclass whose reading knows of a question for each frame.
+        text_mask = None if text_mask is None else repeated(text_mask, counts)
+        return self.read(frames, repeated(text_ids, counts), text_mask)
 
-    def read(self, frames: Tensor, text_ids: Tensor, text_mask: Tensor | None) -> Tensor:
+    def read(
+        self,
+        frames: Tensor,
+        text_ids: Tensor,
+        text_mask: Tensor | None,
+        counts: Sequence[int] | None = None,
+    ) -> Tensor:
         """(F, P, C) prepared frames -> (F, R, H): what the queries read of each."""
-        queries = self.queries.expand(len(frames), -1, -1)
-        tokens: Tensor = self.qformer(queries, frames, text_ids, text_mask)
+        rows = len(frames) if counts is None else len(counts)
+        queries = self.queries.expand(rows, -1, -1)
+        tokens: Tensor = self.qformer(queries, frames, text_ids, text_mask, counts=counts)
         return tokens
+
+
+def knows_counts(reads: Callable[..., Any]) -> bool:
+    """Whether it names `counts`; what takes any keyword need not know what this one means."""
+    return "counts" in inspect.signature(reads).parameters

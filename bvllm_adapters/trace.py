@@ -18,6 +18,7 @@ class FrameTrace:
         frame: index of the main one among the frames read. second: its time in the video.
         weights: frame index -> weight, summing to 1; left out below 0.001.
         choices: of the selector that fell on it. tokens: that it got.
+        score: that it was chosen by, from 0 to 1, by a selector without training; else None.
     """
 
     frame: int
@@ -25,6 +26,7 @@ class FrameTrace:
     weights: dict[int, float]
     choices: float
     tokens: int
+    score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,11 @@ class Trace:
             that the sum may exceed the time that went by. Of a batch of questions, that of all.
         tower_passes: frames of this video that went through the vision tower up to now, those seen
             again included; None where it is not known.
+        scout_passes: frames that a scout, or the selector itself, has looked at up to now.
+        selector: what chose the frames, as the config names it.
+        note: what the selector has to say, such as of a question that it could not read at once.
+
+    Where a tower takes several frames as one, as Qwen-VL's takes pairs, all this is of these.
     """
 
     frames_decoded: int
@@ -46,6 +53,9 @@ class Trace:
     max_tokens: int | None
     seconds: dict[str, float]
     tower_passes: int | None = None
+    scout_passes: int | None = None
+    selector: str | None = None
+    note: str | None = None
 
     @classmethod
     def of(
@@ -55,8 +65,11 @@ class Trace:
         max_tokens: int | None,
         seconds: dict[str, float],
         tower_passes: int | None = None,
+        scout_passes: int | None = None,
+        selector: str | None = None,
     ) -> Trace:
         selection = tokens.selection
+        scores = selection.scores
         counts = torch.bincount(tokens.slot, minlength=len(selection)).tolist()
         mixed = None if selection.is_whole else selection.weights
         frames = []
@@ -74,15 +87,19 @@ class Trace:
                     weights=weights,
                     choices=choices,
                     tokens=count,
+                    score=None if scores is None else float(scores[frame]),
                 )
             )
         return cls(
             frames_decoded=selection.num_frames,
             frames=tuple(frames),
-            num_tokens=len(tokens),
+            num_tokens=len(tokens) + tokens.beside,
             max_tokens=max_tokens,
             seconds=dict(seconds),
             tower_passes=tower_passes,
+            scout_passes=scout_passes,
+            selector=selector,
+            note=selection.note,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -92,15 +109,20 @@ class Trace:
     def __str__(self) -> str:
         """A table: the chosen frames with their times and tokens, the total, the seconds."""
         seen = "" if self.tower_passes is None else f", {self.tower_passes} through the tower"
+        by = "" if self.selector in (None, "learned") else f" by {self.selector}"
+        scored = any(frame.score is not None for frame in self.frames)
         lines = [
-            f"frames    {self.frames_decoded} decoded, {len(self.frames)} chosen{seen}",
-            "          frame   second  choices  tokens",
+            f"frames    {self.frames_decoded} decoded, {len(self.frames)} chosen{by}{seen}",
+            "          frame   second  choices  tokens" + "   score" * scored,
         ]
         lines += [
             f"{frame.frame:>15}{frame.second:>9.2f}{frame.choices:>9.3g}{frame.tokens:>8}"
+            + ("" if frame.score is None else f"{frame.score:>8.2f}")
             for frame in self.frames
         ]
         budget = "no limit" if self.max_tokens is None else f"a budget of {self.max_tokens}"
         lines.append(f"tokens    {self.num_tokens} visual tokens of {budget}")
+        if self.note is not None:
+            lines.append(f"note      {self.note}")
         lines.append("seconds   " + ", ".join(f"{k} {v:.3f}" for k, v in self.seconds.items()))
         return "\n".join(lines)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,17 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from bvllm_adapters import BudgetMerger, Selection, testing
-from bvllm_adapters.budget_merger import allot, cosine, merge_round, merge_rounds, merge_to
+from bvllm_adapters.budget_merger import (
+    add_by_product,
+    add_in_turn,
+    allot,
+    cosine,
+    largest,
+    merge_round,
+    merge_rounds,
+    merge_to,
+)
+from bvllm_adapters.features import first_max
 
 RECORDED = Path(__file__).parent / "data" / "bvllm_merge"
 INDEX = json.loads((RECORDED / "index.json").read_text())
@@ -49,7 +62,8 @@ def test_recorded_round(name, weighted):
     x = recorded["x"]
     size = recorded["size_in"].squeeze(-1) if weighted else torch.ones(x.shape[:2])
     first = torch.arange(x.shape[1]).expand(len(x), -1)
-    tokens, size, _ = merge_round(x, size, first, INDEX[name]["r"])
+    sums, size, _ = merge_round(x * size[..., None], size, first, INDEX[name]["r"])
+    tokens = sums / size[..., None]
     suffix = "" if weighted else "_size1"
     out = recorded["out" if weighted else "out_size1"]
     assert torch.allclose(tokens, out, atol=1e-6)
@@ -200,6 +214,16 @@ def test_levels_go_along_in_the_weights_of_their_tokens(data, dtype):
             assert torch.allclose(merged.tokens[of, part].float(), wanted, rtol=exact, atol=exact)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_merged_in_float32_and_rounded_once(dtype):
+    tokens = torch.randn(2, 40, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    merged, size, place = merge_to(tokens, 3)
+    exact = merge_to(tokens.float(), 3)
+    assert merged.dtype == dtype and size.dtype == torch.float32
+    assert torch.equal(merged, exact[0].to(dtype))
+    assert torch.equal(size, exact[1]) and torch.equal(place, exact[2])
+
+
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
@@ -215,6 +239,84 @@ def test_a_wrong_similarity_width_is_named(given, error, message):
 def test_tokens_narrower_than_what_is_compared_are_named():
     with pytest.raises(ValueError, match="tokens: got width 4, wanted at least similarity_width=8"):
         BudgetMerger(similarity_width=8)(torch.zeros(2, 3, 4), 4)
+
+
+def parts_of(merged):
+    return merged.tokens, merged.slot, merged.place, merged.size
+
+
+@pytest.mark.parametrize(
+    ("count", "width", "kinds"), [(64, 96, 64), (512, 96, 512), (512, 96, 7), (1024, 32, 100)]
+)
+def test_the_same_bits_whatever_the_threads(count, width, kinds):
+    """Also of tokens of which many are alike to the bit, as those of black bars are."""
+    rng = torch.Generator().manual_seed(count)
+    tokens = torch.randn(2, kinds, width, generator=rng)
+    tokens = tokens[:, torch.randint(0, kinds, (count,), generator=rng)]
+    threads = torch.get_num_threads()
+    try:
+        runs = []
+        for number in (1, 4, 3, 4, 1):
+            torch.set_num_threads(number)
+            runs.append(parts_of(BudgetMerger()(tokens, [count // 4, count // 2])))
+    finally:
+        torch.set_num_threads(threads)
+    for run in runs[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(runs[0], run, strict=True))
+
+
+def test_what_is_deterministic_by_declaration():
+    tokens = torch.randn(2, 33, 8, requires_grad=True)
+    torch.use_deterministic_algorithms(True)
+    try:
+        BudgetMerger()(tokens, [9, 20]).tokens.square().sum().backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert tokens.grad is not None and bool((tokens.grad != 0).any(dim=2).all())
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_a_frame_is_merged_the_same_beside_others(data):
+    tokens, shares = drawn(data, 8)
+    together = BudgetMerger()(tokens, shares)
+    for row, share in enumerate(shares):
+        of = together.slot == row
+        alone = BudgetMerger()(tokens[row : row + 1], [share])
+        assert torch.equal(together.place[of], alone.place)
+        assert torch.equal(together.size[of], alone.size)
+        assert torch.allclose(together.tokens[of], alone.tokens, atol=1e-6)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 3), st.integers(1, 9), st.integers(0, 12), st.integers(0, 2**31))
+def test_a_gpus_ways_find_the_same(batch, left, leaving, seed):
+    rng = torch.Generator().manual_seed(seed)
+    start = torch.randn(batch, left, 5, generator=rng)
+    into = torch.randint(0, left, (batch, leaving), generator=rng)
+    rows = torch.randn(batch, leaving, 5, generator=rng)
+    ways = [start.clone(), start.clone()]
+    for add, of in zip((add_in_turn, add_by_product), ways, strict=True):
+        add(of, into, rows)
+    assert torch.allclose(*ways, atol=1e-5)
+    for row in range(batch):
+        for place in range(left):
+            wanted = start[row, place] + rows[row, into[row] == place].sum(dim=0)
+            assert torch.allclose(ways[0][row, place], wanted, atol=1e-5)
+    ties = torch.randint(0, 3, (batch, left, 6), generator=rng).float()
+    best, place = largest(ties)
+    assert torch.equal(place, first_max(ties))
+    assert torch.equal(best, ties.gather(2, place[..., None]).squeeze(2))
+
+
+def test_its_cost_can_be_measured():
+    example = Path(__file__).parents[1] / "examples" / "merge_speed.py"
+    out = subprocess.run(
+        [sys.executable, example, "--tokens", "16,64", "--widths", "8", "--seconds", "0.01"],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    rows = re.findall(r"^ +(\d+) to +(\d+) +8 .* ms +\d+\.\d+ +\d+\.\d+$", out, re.M)
+    assert rows == [("16", "4"), ("16", "8"), ("64", "16"), ("64", "32")]
 
 
 def test_gradients_reach_every_token():

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bvllm_adapters import FrameFeatures, Selection
 from bvllm_adapters.features import mix
@@ -32,7 +33,6 @@ def video(**change):
         ({"cls": [[1.0]]}, "cls: got list, wanted a tensor"),
         ({"patches": torch.zeros(2, 2, 4)}, "patches: got 2 frames, wanted 3 as cls"),
         ({"patches": torch.zeros(3, 0, 4)}, r"patches: got shape \(3, 0, 4\)"),
-        ({"patches": torch.full((3, 2, 4), float("nan"))}, "patches: got NaN or inf"),
         ({"patches": "all"}, "patches: got str, wanted a .* tensor or a function"),
         ({"seconds": torch.arange(2.0)}, "seconds: got 2 times, wanted 3 as cls"),
         ({"seconds": torch.tensor([0.0, 2, 1])}, "seconds: got times that go back"),
@@ -115,6 +115,43 @@ def test_a_reader_that_returns_something_else_is_named():
         mix(Selection.of(weights), lambda i: torch.zeros(2, 2, 4), same)
     with pytest.raises(ValueError, match=r"patches\(indices\): got NaN or inf"):
         mix(Selection.of(weights), lambda i: torch.full((3, 2, 4), float("nan")), same)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_patches_are_looked_at_when_they_are_chosen_and_not_before(bad):
+    patches = torch.randn(3, 2, 4)
+    patches[1, 1, 2] = bad
+    given = video(patches=patches)
+    for chosen in (Selection.whole(torch.tensor([0, 2]), 3), Selection.of(torch.eye(3)[[0, 2]])):
+        assert torch.equal(mix(chosen, given.patches, same), patches[[0, 2]])
+    soft = torch.tensor([[0.5, 0.5, 0.0]])
+    for chosen in (Selection.everything(3), Selection.of(torch.eye(3)[[1]]), Selection.of(soft)):
+        with pytest.raises(ValueError, match="patches: got NaN or inf, wanted finite numbers"):
+            mix(chosen, given.patches, same)
+
+
+def test_making_features_reads_no_patch():
+    with Read() as read:
+        given = video(patches=torch.ones(3, 2, 4))
+    assert read.largest == 12  # cls
+    with Read() as read:
+        mix(Selection.whole(torch.tensor([2]), 3), given.patches, same)
+    assert read.summed == [8]
+
+
+class Read(TorchDispatchMode):
+    """Counts the numbers of the largest tensor that anything is computed of, and what is summed."""
+
+    def __init__(self):
+        super().__init__()
+        self.largest, self.summed = 0, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        sizes = [x.numel() for x in args if isinstance(x, torch.Tensor)]
+        self.largest = max([self.largest, *sizes])
+        if func is torch.ops.aten.sum.default:
+            self.summed += sizes
+        return func(*args, **(kwargs or {}))
 
 
 def test_time_order_is_by_main_frame_then_mean_frame_then_as_it_was():

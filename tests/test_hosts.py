@@ -156,8 +156,12 @@ def test_two_claims_fail_only_when_that_name_is_asked_for(publish, acme):
         ("import not_there", r"host Odd \(odd:HOST of odd 2.0\) is broken: ModuleNotFoundError"),
         ("1 / 0", r"odd 2.0\) is broken: ZeroDivisionError"),
         ("", r"odd 2.0\) is broken: AttributeError"),
-        ("class H: api = 0\nHOST = H()", r"odd 2.0\) speaks host API 0, this is 2"),
-        ("class H: api = 2\nHOST = H()", r"odd 2.0\) is broken: it lacks \['overrides', 'load'"),
+        ("class H: api = 0\nHOST = H()", r"odd 2.0\) speaks host API 0, this is 3"),
+        (
+            "class H: api = 2\nHOST = H()",
+            r"odd 2.0\) speaks host API 2, this is 3: look\(\) gives FrameFeatures",
+        ),
+        ("class H: api = 3\nHOST = H()", r"odd 2.0\) is broken: it lacks \['overrides', 'load'"),
     ],
 )
 def test_a_broken_host_says_whose_it_is(publish, code, message, monkeypatch):

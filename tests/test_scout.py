@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_hosts import SMALL, TINY_HOSTS, native, wrap_small
+from tiny_hosts import SMALL, TINY_HOSTS, native, pair_of, wrap_small
 from torch import nn
 
 import bvllm_adapters as bvllm
@@ -256,7 +256,7 @@ def test_pixels_in_memory_are_seen_alike(host):
 
     def look(chunk):
         looked.append(len(chunk))
-        return served_by.look(model, chunk)
+        return pair_of(served_by, model)(chunk)
 
     seconds = torch.from_numpy(video.seconds)
     features = encode_pixels(
@@ -297,7 +297,7 @@ def test_an_adapter_puts_it_into_a_fresh_copy(host, tmp_path):
 def test_pixels_that_are_no_numbers_are_refused(host):
     _, model, _ = host
     frames = torch.full((3, 3, 64, 64), float("nan"))
-    look = lambda chunk: host_of(model).look(model, chunk)  # noqa: E731
+    look = pair_of(host_of(model), model)
     with pytest.raises(ValueError, match="cls: got NaN or inf, wanted finite numbers"):
         encode_pixels(look, frames, None, model.balanced_tokenizer)
 
@@ -307,7 +307,7 @@ def test_training_reaches_the_selector_and_not_the_scout(host):
     model = copy.deepcopy(model).train()
     served_by, video = host_of(model), bvllm.read_video(BUNNY)
     features = encode_pixels(
-        lambda chunk: served_by.look(model, chunk),
+        pair_of(served_by, model),
         served_by.pixels(processor, video.frames),
         torch.from_numpy(video.seconds),
         model.balanced_tokenizer,

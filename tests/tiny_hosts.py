@@ -60,3 +60,13 @@ def beside_processor(make: Any, folder: Path) -> Any:
         processor.save_pretrained(folder)
         model = bvllm.load(folder)
     return model
+
+
+def pair_of(served_by: Any, model: nn.Module) -> Any:
+    """What a host's look gives, as `encode_pixels` takes it: (k, C) features, (k, P, C) patches."""
+
+    def look(pixels: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        seen = served_by.look(model, pixels)
+        return seen.cls, seen.patches
+
+    return look

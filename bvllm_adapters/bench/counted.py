@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -23,6 +23,7 @@ from bvllm_adapters.features import Selection
 from bvllm_adapters.hosts.base import tokenizer_of
 from bvllm_adapters.hosts.find import host_of
 from bvllm_adapters.seeing.encoding import KEEP_FRAMES, Encoding
+from bvllm_adapters.spatial_sampler import knows_counts
 from bvllm_adapters.trace import FrameTrace, Trace
 
 
@@ -71,11 +72,13 @@ class Counter:
             return empty(frames, *setting.pixels.shape[1:])
 
         # What comes of so many frames in one call, and its FLOPs.
-        self.look = cache(lambda frames: shape_of(lambda: host.look(ghost, pixels(frames))))
+        def look(pixels: Tensor) -> tuple[Tensor, Any]:
+            features = host.look(ghost, pixels)
+            return features.cls, features.patches
+
+        self.look = cache(lambda frames: shape_of(lambda: look(pixels(frames))))
         self.glance = cache(
-            lambda frames: shape_of(
-                lambda: self.tokenizer.scout(pixels(frames), partial(host.look, ghost))
-            )
+            lambda frames: shape_of(lambda: self.tokenizer.scout(pixels(frames), look))
         )
         self.see = cache(lambda frames: shape_of(lambda: self.own.see(pixels(frames))))
         self.reading = Reading.of(ghost)
@@ -189,8 +192,10 @@ class Counter:
         sampler = self.tokenizer.spatial_sampler
         if sampler is None:
             return frames, 0
-        text, mask = (empty(len(frames), words, dtype=kind) for kind in (torch.int64, torch.bool))
-        return shape_of(lambda: sampler(frames, text, mask))
+        how = {"counts": [len(frames)]} if knows_counts(sampler.forward) else {}
+        rows = 1 if how else len(frames)
+        text, mask = (empty(rows, words, dtype=kind) for kind in (torch.int64, torch.bool))
+        return shape_of(lambda: sampler(frames, text, mask, **how))
 
     def _read(self, frames: int) -> dict[str, Work]:
         return {

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bvllm_adapters.build import build_projection
 from bvllm_adapters.features import Selection, VisualTokens
@@ -42,11 +42,11 @@ def own_way(model: Any) -> OwnWay:
         way: OwnWay = host.own_way(model)
         return way
     config = tokenizer_of(model).config
-    projection = build_projection(config, config.vision_width)
+    projection = build_projection(config, config.vision_width) or nn.Identity()
     projection.requires_grad_(False).to(model.get_input_embeddings().weight)
     return OwnWay(
         "every patch of every frame, projected",
-        lambda pixels: host.look(model, pixels)[1],
+        lambda pixels: host.look(model, pixels).patches,
         lambda features, question: projection(features.flatten(0, 1)),
     )
 

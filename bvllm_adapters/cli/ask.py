@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from typing import Any
 
 from bvllm_adapters.cli.options import add_asking, add_model, add_untrained
+from bvllm_adapters.cli.selecting import add_selector, asked_selector
 
 TEXT = "answer questions about a video"
 DEMO_NOTE = (
@@ -19,6 +21,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("questions", nargs="+", metavar="QUESTION", help="the video is read once")
     add_model(parser)
     add_untrained(parser)
+    add_selector(parser)
     add_asking(parser)
 
 
@@ -37,8 +40,18 @@ def run(options: argparse.Namespace) -> int:
         if getattr(options, name) is not None:  # before anything is loaded or read
             check_count(name, getattr(options, name))
     device, dtype = placement(options)
+    settings: dict[str, Any] = {}
+    if options.selector is not None or options.scout is not None:
+        settings["selector"] = asked_selector(options, device, dtype)
+    if options.max_tokens is not None:
+        settings["max_tokens"] = options.max_tokens
     model, processor = asked_model(
-        options.model, options.adapter, untrained=options.untrained, dtype=dtype, device=device
+        options.model,
+        options.adapter,
+        untrained=options.untrained,
+        dtype=dtype,
+        device=device,
+        **settings,
     )
     encoding = Encoding(skip_similar=options.skip_similar)
     progress_bar = tqdm(desc="decoding", unit="frame", leave=False, disable=None)

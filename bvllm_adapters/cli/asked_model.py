@@ -8,10 +8,16 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from bvllm_adapters.hosts.base import TOKENIZER
-from bvllm_adapters.hosts.find import find_host, processor_of
+from bvllm_adapters.hosts.find import find_host, host_of, processor_of
 from bvllm_adapters.hosts.load import load
 from bvllm_adapters.hosts.wrap import unwrap, wrap
 from bvllm_adapters.hosts.wrapped import Wrapped
+
+
+def needs_training(model: Any) -> bool:
+    """Whether a new tokenizer of a model's host is of random weights that mean nothing."""
+    config = host_of(model).config(model)
+    return config.selector == "learned" or config.sampler != "none"
 
 
 def asked_model(
@@ -21,6 +27,7 @@ def asked_model(
     untrained: bool,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    **settings: Any,
 ) -> tuple[Any, Any]:
     """A model with a BalancedTokenizer, and its processor.
 
@@ -29,6 +36,7 @@ def asked_model(
         adapter: folder or hub id of what `save_adapter` or training wrote, in place of what the
             model has.
         untrained: whether a model without either may have a new tokenizer, of random weights.
+        settings: max_tokens and a selector, of a model without either; see `wrap`.
 
     Raises:
         CheckpointError, HostError, ValueError: see `load` and `wrap`; a model without a trained
@@ -43,16 +51,18 @@ def asked_model(
         model = load(source, dtype=dtype)
         processor = processor_of(model)
     wrapped = isinstance(model, Wrapped)
+    if "selector" in settings and (adapter is not None or hasattr(model, TOKENIZER)):
+        raise ValueError("--selector: got one for a model that has a tokenizer, wanted none")
     if adapter is not None:
         if wrapped:
             unwrap(model)
         wrap(model, adapter=adapter)
     elif not hasattr(model, TOKENIZER):
-        if not untrained:
+        if needs_training(model) and not untrained:
             raise ValueError(
                 f"--model: got {source}, which has no BalancedTokenizer yet; wanted --adapter with "
                 "one that was trained (`bvllm train` does that), or --untrained to ask by random "
                 "weights, whose answers mean nothing"
             )
-        wrap(model)
+        wrap(model, **settings)
     return model.to(device), processor

@@ -5,6 +5,7 @@ Each is a BalancedTokenizer of the same tower, language model and budget with an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -94,9 +95,15 @@ class TwoTokenSampler(SpatialSampler):
         self.context = nn.Linear(width, qformer.width)
         self.content = nn.Linear(width, qformer.width)
 
-    def read(self, frames: Tensor, text_ids: Tensor, text_mask: Tensor | None) -> Tensor:
+    def read(
+        self,
+        frames: Tensor,
+        text_ids: Tensor,
+        text_mask: Tensor | None,
+        counts: Sequence[int] | None = None,
+    ) -> Tensor:
         """(F, P, C) prepared frames -> (F, 2, H)."""
-        scores = self.query(super().read(frames, text_ids, text_mask)).float()
+        scores = self.query(super().read(frames, text_ids, text_mask, counts)).float()
         scores = scores @ frames.float().transpose(1, 2)
         weights = (scores / frames.shape[2] ** 0.5).softmax(dim=2).to(frames.dtype)
         context = self.context((weights @ frames).mean(dim=1))
@@ -125,22 +132,23 @@ def build_method(method: str, config: BalancedTokenizerConfig) -> BalancedTokeni
         wordless = replace(config, vocab_size=1, vocabulary=None)
         selector = BlindFrameSelector(
             build_qformer(wordless, positions=1),
-            num_frames=config.num_frames,
+            num_frames=config.num_frames or 1,
             temperature=config.temperature,
             straight_through=config.straight_through,
             evaluation=config.evaluation,
             normalize_cls=config.normalize_cls,
         )
         return BalancedTokenizer(config, frame_selector=selector)
+    count = config.max_tokens // TOKENS_PER_SPREAD_FRAME
     spread = replace(
         config,
-        num_frames=config.max_tokens // TOKENS_PER_SPREAD_FRAME,
+        num_frames=count,
         tokens_per_frame=TOKENS_PER_SPREAD_FRAME,
     )
     if method == "random":
-        return BalancedTokenizer(spread, frame_selector=RandomFrames(spread.num_frames))
-    uniform = UniformFrames(spread.num_frames)
+        return BalancedTokenizer(spread, frame_selector=RandomFrames(count))
+    uniform = UniformFrames(count)
     if method == "uniform":
         return BalancedTokenizer(spread, frame_selector=uniform)
-    sampler = TwoTokenSampler(build_qformer(config), num_queries=config.tokens_per_frame)
+    sampler = TwoTokenSampler(build_qformer(config), num_queries=config.tokens_per_frame or 1)
     return BalancedTokenizer(spread, frame_selector=uniform, spatial_sampler=sampler)

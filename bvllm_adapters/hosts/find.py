@@ -21,6 +21,8 @@ from bvllm_adapters.hosts.host import API, Host, HostError
 from bvllm_adapters.weights.json_file import blamed
 
 GROUP = "bvllm_adapters.hosts"
+# What a host of an earlier version has to change.
+CHANGES = {2: "look() gives FrameFeatures(cls, patches) in place of the pair, and api = 3"}
 _NEXT = (
     "install the package that serves it, or pass host='module:OBJECT' "
     "(`bvllm hosts` lists what is installed, integrations/README.md says how to write one)"
@@ -101,8 +103,10 @@ def _import(info: HostInfo) -> Host:
         ) from error
     api = getattr(host, "api", None)
     if api != API:
+        change = f": {CHANGES[api]}" if api in CHANGES else ""
         raise HostError(
-            f"host {info.name} ({info}) speaks host API {api}, this is {API}; {_repair(info)}"
+            f"host {info.name} ({info}) speaks host API {api}, this is {API}{change}; "
+            f"{_repair(info)}"
         )
     wanted = [name for name in vars(Host) if not name.startswith("_")]
     missing = [name for name in ("overrides", *wanted) if not hasattr(host, name)]

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from bvllm_adapters.config import BalancedTokenizerConfig
-from bvllm_adapters.features import VisualTokens
+from bvllm_adapters.features import FrameFeatures, VisualTokens
 
-API = 2
+API = 3
 
 
 class HostError(ValueError):
@@ -28,13 +28,20 @@ class Host(Protocol):
     Where its models can be trained here, it has `training(processor) -> HostTraining`, see
     `bvllm_adapters.training.host`.
 
+    Where its tower takes several frames as one, it has `frames_per_look(model, processor)`, which
+    says how many; all that is said of frames is then of these groups. Where pixels or prompts
+    depend on the size of a video's frames or on the budget, it has `layout(model, processor,
+    height, width, groups, *, is_image)`: whatever it wants to know again, handed back to it as
+    `pixels(..., layout=)` and as `VisualTokens.layout`; but for `patches_per_frame`, P, nobody
+    else looks into it.
+
     For `bvllm bench` it may have: `own_way(model) -> OwnWay`, how its models go without a budget;
     `published`, model class -> fields of the config that was published; and
     `parts(name, fields) -> (model class, config, processor)` of a model of such fields.
     """
 
     api: int
-    """The version of this protocol it was written for: 2."""
+    """The version of this protocol it was written for: 3."""
 
     overrides: type
     """A mixin whose methods replace the model's while it is wrapped; they use
@@ -57,10 +64,11 @@ class Host(Protocol):
     def pixels(
         self, processor: Any, frames: npt.NDArray[np.uint8], *, is_image: bool = False
     ) -> Tensor:
-        """(k, H, W, 3) RGB frames of a video, or an image -> (k, 3, S, S) pixels of the tower."""
+        """(k, H, W, 3) RGB frames of a video, or an image -> (k, ...) pixels of the tower, such as
+        (k, 3, S, S). Of groups of n frames: (k, n, H, W, 3)."""
 
-    def look(self, model: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """(k, 3, S, S) pixels -> (k, C) a feature of each frame, (k, P, C) its patches.
+    def look(self, model: Any, pixels: Tensor) -> FrameFeatures:
+        """(k, ...) pixels -> (k, C) a feature of each frame, (k, P, C) its patches.
 
         The feature is what the config's `frame_feature` says: the tower's CLS token, or the mean
         or maximum of the patches; `bvllm_adapters.features.frame_and_patches` takes them apart.

@@ -6,7 +6,7 @@ Axes: T frames, S the tower's image size, P patches, C vision width.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from threading import RLock
@@ -32,6 +32,7 @@ from bvllm_adapters.video.frames import (
     SourceChanged,
     VideoError,
 )
+from bvllm_adapters.video.groups_of_frames import Shown, in_groups, one_group, whole_groups
 from bvllm_adapters.video.prefetch import ahead
 
 
@@ -59,6 +60,8 @@ class EncodedVideo:
         self._kept: list[Tensor] = []  # (k, P, C) of each chunk, if patches are kept
         self._kept_bytes = 0
         self._pending: list[Frames] = []  # pushed, not a whole chunk yet
+        self._loose: list[Shown] = []  # pushed, not a whole group yet
+        self.last_second: float | None = None  # of the last frame that was pushed
         self._pushed: list[Frames] = []  # kept for the tower, which looks at those that are chosen
         self._marks: list[int] = []  # of each frame of a source in memory, which may be changed
         self._features: FrameFeatures | None = None
@@ -67,7 +70,8 @@ class EncodedVideo:
         )
 
     def __len__(self) -> int:
-        return len(self.seconds)
+        """Frames, or groups that the tower takes as one, so far."""
+        return len(self.seconds) + bool(self._loose)
 
     def fills_chunk(self, frames: int) -> bool:
         """Whether so many more that are pushed make a chunk whole, which is looked at then."""
@@ -83,6 +87,7 @@ class EncodedVideo:
             progress: called with (frames decoded, frames of the source), in another thread.
         """
         self.path, self._stamp = path, path_stamp(path)
+        source = in_groups(source, self.sight.frames_per_look)
         depth = 0 if len(source) == 1 else self.options.prefetch
         while True:
             self.source = source
@@ -97,28 +102,30 @@ class EncodedVideo:
             except SourceChanged as change:  # it is damaged, and only decoding showed where
                 source = change.source
 
-    def push(self, frames: Iterable[Frames], seconds: Iterable[float]) -> None:
+    def push(self, frames: Sequence[Frames], seconds: Sequence[float]) -> None:
         """See more frames of a video that cannot be read again.
 
         All patches are kept or, where a scout will choose, the frames. Whatever is raised, nothing
         has been pushed then.
         """
         self._features = None
+        shown = [*self._loose, *zip(frames, seconds, strict=True)]
+        groups, loose = whole_groups(shown, self.sight.frames_per_look)
         growing: list[list[Any]] = [self.seconds, self.repeats.rows, self._kept, self._pushed]
         lengths = [len(part) for part in growing]
         others = self.shape, self.repeats.last, self._kept_bytes, [*self._pending]
         rows = len(self._cls)
         try:
-            for frame, second in zip(frames, seconds, strict=True):
+            for frame, second in groups:
                 self.seconds.append(second)
-                self.shape = frame.shape
+                self.shape = frame.shape[-3:]
                 if not self.repeats.is_new(frame):
                     continue
                 self._pending.append(frame)
                 if self.sight.scout is not None:
                     self._pushed.append(frame)
                 if len(self._pending) == self.options.chunk_size:
-                    self._add(*self._see(self.sight.pixels(self._pending)))
+                    self._add(*self._see(self._first(self._pending)))
                     self._pending = []
         except BaseException:
             for part, length in zip(growing, lengths, strict=True):
@@ -126,15 +133,21 @@ class EncodedVideo:
             self._cls.cut(rows)
             self.shape, self.repeats.last, self._kept_bytes, self._pending = others
             raise
+        self._loose = loose
+        if loose:
+            self.shape = loose[-1][0].shape
+        if groups or loose:
+            self.last_second = [*seconds][-1]
 
     def state(self) -> dict[str, Tensor]:
         """All that `restore` needs to go on from here, but for a source."""
         with self.lock:
             cls, kept = self._seen()
+            rows, seconds = self._rows(len(cls))
             state = {
                 "cls": cls,
-                "rows": torch.tensor(self.repeats.rows),
-                "seconds": torch.tensor(self.seconds, dtype=torch.float64),
+                "rows": torch.tensor(rows),
+                "seconds": torch.tensor(seconds, dtype=torch.float64),
             }
             return state | ({"patches": torch.cat([part.cpu() for part in kept])} if kept else {})
 
@@ -165,7 +178,9 @@ class EncodedVideo:
 
     def _make_features(self) -> FrameFeatures:
         cls, kept = self._seen()
-        rows = torch.tensor(self.repeats.rows, device=cls.device)
+        numbers, seconds = self._rows(len(cls))
+        rows = torch.tensor(numbers, device=cls.device)
+        self._lay_out()
 
         def patches(indices: Tensor) -> Tensor:
             """Of the frames that stand for those asked for."""
@@ -179,18 +194,47 @@ class EncodedVideo:
         return FrameFeatures(
             cls if len(cls) == len(rows) else cls[rows],
             patches,
-            torch.tensor(self.seconds, dtype=torch.float64),
+            torch.tensor(seconds, dtype=torch.float64),
+            patches_per_frame=getattr(self.sight.layout, "patches_per_frame", None),
+            beside=getattr(self.sight.layout, "beside", 0),
+            layout=self.sight.layout,
         )
+
+    def _rows(self, seen: int) -> tuple[list[int], list[float]]:
+        """Which of the rows that were seen is each frame's, and when it is shown."""
+        if not self._loose:
+            return self.repeats.rows, self.seconds
+        second = one_group(self._loose, self.sight.frames_per_look)[1]
+        return [*self.repeats.rows, seen - 1], [*self.seconds, second]
 
     def _seen(self) -> tuple[Tensor, list[Tensor]]:
         """(n, C) features, and the patches of each chunk that are kept."""
-        if not self._pending:
+        pending = [*self._pending]
+        if self._loose:
+            pending.append(one_group(self._loose, self.sight.frames_per_look)[0])
+        if not pending:
             return self._cls.tensor, [*self._kept]
         # Looked at for now, and once more when the chunk is whole.
-        cls, patches = self._see(self.sight.pixels(self._pending))
+        cls, patches = self._see(self._first(pending))
         if len(self._cls):
             cls = torch.cat([self._cls.tensor, cls])
         return cls, self._kept if patches is None else [*self._kept, patches]
+
+    def _first(self, frames: Sequence[Frames], *, is_image: bool = False) -> Tensor:
+        """What the first look at these frames is at."""
+        self._lay_out(frames[0])
+        return self.sight.first(frames, is_image=is_image)
+
+    def _lay_out(self, frame: Frames | None = None) -> None:
+        """Before any frame becomes pixels the host is told of what size they are."""
+        if self.sight.layout is not None or not self.sight.lays_out:
+            return
+        source = self.source
+        if frame is None:
+            assert source is not None
+            frame = next(source.read(np.arange(1)))
+        count = len(self) if source is None else len(source)
+        self.sight.lay_out(frame, max(count, 1), source is not None and source.is_image)
 
     def _see(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         """(k, C) features of a chunk, and (k, P, C) patches if they are kept."""
@@ -243,7 +287,7 @@ class EncodedVideo:
             if progress is not None:
                 progress(done, len(source))
             if new and (len(new) == self.options.chunk_size or done == len(source)):
-                yield self.sight.pixels(new, is_image=source.is_image)
+                yield self._first(new, is_image=source.is_image)
                 new = []
 
     def _read_again(self, rows: Sequence[int]) -> Iterator[Tensor]:

@@ -71,6 +71,8 @@ def needs_all_patches(tokenizer: Any) -> bool:
     """Whether a BalancedTokenizer mixes patches of all frames, as soft choices do."""
     if tokenizer.frame_selector is None:
         return True
+    if tokenizer.chooses_untrained:
+        return False  # frames are chosen whole, in training too
     soft = tokenizer.training or tokenizer.config.evaluation != "hard"
     return soft and tokenizer.config.selection_support is None
 

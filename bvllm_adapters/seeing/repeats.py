@@ -42,6 +42,9 @@ class Repeats:
 
 
 def thumbnail(frame: Frames) -> npt.NDArray[np.float32]:
-    """(H, W, 3) uint8 -> (32, 32, 3) float32, each the mean of what it covers."""
-    small = Image.fromarray(frame).resize((SIDE, SIDE), Image.Resampling.BOX)
+    """(H, W, 3) uint8 -> (32, 32, 3) float32, each the mean of what it covers. Frames of a group
+    are one above the other."""
+    small = Image.fromarray(frame.reshape(-1, *frame.shape[-2:])).resize(
+        (SIDE, SIDE), Image.Resampling.BOX
+    )
     return np.asarray(small, np.float32)

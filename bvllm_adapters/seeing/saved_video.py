@@ -16,6 +16,7 @@ from bvllm_adapters.seeing.features_file import read, write
 from bvllm_adapters.seeing.fingerprint import frames_fingerprint, path_fingerprint
 from bvllm_adapters.seeing.seen_by import differences
 from bvllm_adapters.video.frames import Frames, FrameSource, Indices, SourceChanged, VideoError
+from bvllm_adapters.video.groups_of_frames import in_groups
 from bvllm_adapters.video.read import source_of
 from bvllm_adapters.video.sampling import Sampling
 from bvllm_adapters.weights.checkpoint import CheckpointError
@@ -114,7 +115,8 @@ def load_features(
                 f"video: got None, wanted {about['source']}, which was in memory: {file} does not "
                 "hold its patches"
             )
-        source, path = _found(where, state["seconds"].tolist(), about), path_of(where)
+        groups = encoded.sight.frames_per_look
+        source, path = _found(where, state["seconds"].tolist(), about, groups), path_of(where)
         origin = replace(origin, path=None if path is None else str(path))
     model: Any = encoded.sight.model
     encoded.restore(state, source, device_of(model.get_input_embeddings()), path)
@@ -133,14 +135,17 @@ def _unread(state: Mapping[str, Tensor], about: Mapping[str, Any]) -> FrameSourc
     )  # fmt: skip
 
 
-def _found(where: Any, seconds: list[float], about: Mapping[str, Any]) -> FrameSource:
-    """The source that was seen, at `where` it is now.
+def _found(
+    where: Any, seconds: list[float], about: Mapping[str, Any], frames_per_look: int
+) -> FrameSource:
+    """The source that was seen, at `where` it is now, in the groups that it was seen in.
 
     Raises:
         ValueError: for another one.
     """
     path = path_of(where)
-    source = source_of(where if path is None else path, Sampling(**about["reading"]))
+    read = source_of(where if path is None else path, Sampling(**about["reading"]))
+    source = in_groups(read, frames_per_look)
     if source.seconds.tolist() != seconds:  # a damaged file tells its times only when decoded
         try:
             for _ in source.read(np.arange(len(source))):

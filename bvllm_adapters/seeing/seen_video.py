@@ -125,7 +125,7 @@ class SeenVideo:
             )
         source = open_source(frames, fps=self.fps)
         new = [frame.copy() for frame in source.read(np.arange(len(source)))]
-        last = encoded.seconds[-1] if encoded.seconds else -1 / self.fps
+        last = -1 / self.fps if encoded.last_second is None else encoded.last_second
         if seconds is None:
             times = [last + (i + 1) / self.fps for i in range(len(new))]
         else:

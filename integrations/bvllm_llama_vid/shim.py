@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bvllm_adapters.config import BalancedTokenizerConfig
 from bvllm_adapters.context import asked
-from bvllm_adapters.features import VisualTokens
+from bvllm_adapters.features import FrameFeatures, VisualTokens
 from bvllm_adapters.hosts.generation import Replies, settled
 from bvllm_adapters.hosts.host import OwnWay
 from bvllm_adapters.hosts.language_model import bare_language_model
@@ -177,7 +177,7 @@ def read_question(
 class LlamaVidHost:
     """The host of `LlavaLlamaAttForCausalLM`; see `bvllm_adapters.hosts.Host`."""
 
-    api = 2
+    api = 3
     overrides: type = Overrides
     published = PUBLISHED
     parts = staticmethod(parts)
@@ -223,8 +223,8 @@ class LlamaVidHost:
     ) -> Tensor:
         return processor.pixels(frames, pad=is_image and processor.pad_images)
 
-    def look(self, model: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        return look(model, pixels)
+    def look(self, model: Any, pixels: Tensor) -> FrameFeatures:
+        return FrameFeatures(*look(model, pixels))
 
     def own_way(self, model: Any) -> OwnWay:
         def tokens(features: Tensor, question: str) -> Tensor:

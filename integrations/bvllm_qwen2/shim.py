@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bvllm_adapters.config import BalancedTokenizerConfig
-from bvllm_adapters.features import VisualTokens
+from bvllm_adapters.features import FrameFeatures, VisualTokens
 from bvllm_adapters.hosts.generation import Replies, settled
 from bvllm_adapters.hosts.tiny_tokenizer import tiny_tokenizer
 from bvllm_adapters.hosts.turns import messages, special_tokens, turns_of
@@ -39,7 +39,7 @@ class Unchanged:
 class BvllmQwen2Host:
     """The host of `BvllmQwen2ForConditionalGeneration`; see `bvllm_adapters.hosts.Host`."""
 
-    api = 2
+    api = 3
     overrides: type = Unchanged
     published: Mapping[str, Mapping[str, Any]] = {BvllmQwen2ForConditionalGeneration.__name__: {}}
 
@@ -100,10 +100,8 @@ class BvllmQwen2Host:
     ) -> Tensor:
         return processor.pixels(frames)
 
-    def look(
-        self, model: BvllmQwen2ForConditionalGeneration, pixels: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        return model.look(pixels)
+    def look(self, model: BvllmQwen2ForConditionalGeneration, pixels: Tensor) -> FrameFeatures:
+        return FrameFeatures(*model.look(pixels))
 
     def answers(
         self,

@@ -107,7 +107,7 @@ class AsGiven:
         return twin
 
 
-class _Processor(LogitsProcessor):  # type: ignore[misc]
+class _Processor(LogitsProcessor):
     def __init__(self, each: Any, given: AsGiven) -> None:
         self.each, self.given = each, given
 
@@ -116,7 +116,7 @@ class _Processor(LogitsProcessor):  # type: ignore[misc]
         return out
 
 
-class _Criterion(StoppingCriteria):  # type: ignore[misc]
+class _Criterion(StoppingCriteria):
     def __init__(self, each: Any, given: AsGiven) -> None:
         self.each, self.given = each, given
 
@@ -125,7 +125,7 @@ class _Criterion(StoppingCriteria):  # type: ignore[misc]
         return out
 
 
-class _Streamer(BaseStreamer):  # type: ignore[misc]
+class _Streamer(BaseStreamer):
     """The first that a streamer is given is the prompt."""
 
     def __init__(self, streamer: Any, given: AsGiven) -> None:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from bvllm_adapters.balanced_tokenizer import BalancedTokenizer
-from bvllm_adapters.context import generators
 from bvllm_adapters.features import FrameFeatures, PatchReader, VisualTokens
 from bvllm_adapters.hosts.base import tokenizer_of
 from bvllm_transformers.arguments import VIDEO, Inputs, check_inputs, pad_of, with_types
@@ -146,7 +145,10 @@ def look(model: Any, family: Family, inputs: Inputs, place: Place) -> Seen:
         tokens = read(torch.arange(groups))
         cls, patches = tokens[..., : tokenizer.config.llm_width].mean(dim=1), _held(tokens)
     device = inputs[family.split.pixels].device
-    seen = Seen(place, family.key, FrameFeatures(cls.to(device), patches, patches_per_frame=each))
+    features = FrameFeatures(
+        cls.to(device), patches, patches_per_frame=each, beside=len(place.tail)
+    )
+    seen = Seen(place, family.key, features)
     return seen
 
 
@@ -211,36 +213,27 @@ def images_of(model: Any, family: Family, inputs: Inputs) -> list[Seen]:
 def fill(
     tokenizer: BalancedTokenizer, seen: Sequence[Seen], questions: Sequence[str]
 ) -> list[Filled]:
-    """Tokens for all visual inputs of a batch. What is of no frame counts too, and stays while
-    the budget has a token beside it."""
-    budget = tokenizer.config.max_tokens
-    sources = generators(len(seen), seen[0].features.cls.device)
-    filled: list[Filled] = []
-    for row in dict.fromkeys(each.place.row for each in seen):
-        own = [i for i, each in enumerate(seen) if each.place.row == row]
-        tails = sum(len(seen[i].place.tail) for i in own)
-        keep_tails = budget is None or budget > tails
-        made = tokenizer(
-            [seen[i].features for i in own],
-            [questions[row]] * len(own),
-            prompts=[0] * len(own),
-            max_tokens=None if budget is None else budget - tails * keep_tails,
-            generator=sources[own[0]],
-        )
-        filled += [
-            _filled(seen[i], tokens, keep_tails) for i, tokens in zip(own, made, strict=True)
-        ]
-    return filled
+    """Tokens for all visual inputs of a batch."""
+    rows = [each.place.row for each in seen]
+    made = tokenizer(
+        [each.features for each in seen], [questions[row] for row in rows], prompts=rows
+    )
+    return [
+        filled_by(each.place, each.key, tokens, each.tail, each.as_tensor)
+        for each, tokens in zip(seen, made, strict=True)
+    ]
 
 
-def _filled(seen: Seen, made: VisualTokens, keep_tail: bool) -> Filled:
-    place, tokens = seen.place, made.tokens
+def filled_by(
+    place: Place, key: str, made: VisualTokens, tail: Tensor | None, as_tensor: bool
+) -> Filled:
+    """Tokens in their places, with those of no frame behind them if the budget has room."""
     assert made.place is not None
-    columns = place.columns[made.frame.cpu(), made.place.cpu()]
-    if place.tail and keep_tail and seen.tail is not None and len(made):
-        tokens = torch.cat([tokens, seen.tail.to(tokens)])
+    tokens, columns = made.tokens, place.columns[made.frame.cpu(), made.place.cpu()]
+    if made.beside and tail is not None:
+        tokens = torch.cat([tokens, tail.to(tokens)])
         columns = torch.cat([columns, torch.tensor(place.tail)])
-    return Filled(place, seen.key, tokens, columns, seen.as_tensor)
+    return Filled(place, key, tokens, columns, as_tensor)
 
 
 def put_together(

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bvllm_adapters.hosts.language_model import CACHE_NAMES as CACHES
 from bvllm_adapters.hosts.trainers import COUNTED
-from bvllm_transformers.arguments import CACHES, check_cache, mask_of_padding
+from bvllm_transformers.arguments import check_cache, mask_of_padding
 from bvllm_transformers.as_given import AsGiven, at_given, names_of
 from bvllm_transformers.budget import budgeted, has_pixels
 

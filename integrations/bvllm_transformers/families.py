@@ -24,7 +24,8 @@ class Family:
             what it gives.
         token: field of the config, the id of placeholders.
         split: how frames lie in the arguments.
-        tail: placeholders behind each video that are of no frame.
+        tail: placeholders behind each video that are of no frame. tail_from: the base model's
+            parameter that stands there.
         text_after: whether a frame's own text stands behind it, not before.
         pixels_as: the encoder's name for pixels, where it is not that of forward().
         rope: further arguments of `get_rope_index`, by the name that forward() has for them.
@@ -35,6 +36,7 @@ class Family:
     token: str = "video_token_id"
     split: Split = field(default_factory=Grid)
     tail: int = 0
+    tail_from: str = "image_newline"
     text_after: bool = False
     pixels_as: str | None = None
     rope: Mapping[str, str] = field(default_factory=dict)

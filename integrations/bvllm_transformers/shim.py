@@ -1,60 +1,108 @@
-"""transformers' own video models as a host."""
+"""transformers' own video models as a host: see `bvllm_adapters.hosts.Host`."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from bvllm_adapters.config import BalancedTokenizerConfig
+from bvllm_adapters.features import FrameFeatures, VisualTokens
+from bvllm_adapters.hosts.base import tokenizer_of
+from bvllm_adapters.hosts.generation import Replies
+from bvllm_adapters.weights.device import device_of
+from bvllm_transformers.answers import answers, tokens_of_one
 from bvllm_transformers.arguments import check_seam
 from bvllm_transformers.calls import Budgeted
 from bvllm_transformers.families import family_of
+from bvllm_transformers.layout import (
+    Layout,
+    encoder_inputs,
+    frames_per_look,
+    lay_out,
+    video_pixels,
+)
+from bvllm_transformers.towers import encode
+from bvllm_transformers.weights import load, processor_in
 
 
 class TransformersHost:
-    """See `bvllm_adapters.hosts.Host`."""
+    """The host of transformers' video models; which, `families` says."""
 
-    api = 2
-    overrides = Budgeted
+    api = 3
+    overrides: type = Budgeted
 
-    def load(self, folder: Path, *, dtype: torch.dtype) -> nn.Module:
-        raise NotImplementedError
+    def load(self, folder: Path, *, dtype: torch.dtype) -> Any:
+        return load(folder, dtype)
 
     def processor(self, folder: Path) -> Any:
-        raise NotImplementedError
+        return processor_in(folder)
 
     def config(self, model: Any) -> BalancedTokenizerConfig:
-        """Without training: frames by coverage, the model's own tokens."""
+        """Without training: frames by coverage, of each the model's own tokens."""
         check_seam(model)
         family_of(model)
         width = model.get_input_embeddings().embedding_dim
         return BalancedTokenizerConfig(
-            num_frames=None,
-            tokens_per_frame=None,
-            vision_width=width,
-            llm_width=width,
-            frame_feature="mean",
-            selector="coverage",
-            sampler="none",
-            projection="none",
-        )
+            num_frames=None, tokens_per_frame=None, vision_width=width, llm_width=width,
+            frame_feature="mean", selector="coverage", sampler="none", projection="none",
+        )  # fmt: skip
 
     def tower(self, model: Any) -> nn.Module:
-        raise NotImplementedError
+        tower: nn.Module = model.base_model.get_encoder(modality="image")
+        return tower
 
-    def pixels(self, processor: Any, frames: Any, *, is_image: bool = False) -> Tensor:
-        raise NotImplementedError
+    def frames_per_look(self, model: Any, processor: Any) -> int:
+        return frames_per_look(family_of(model), processor)
 
-    def look(self, model: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
+    def layout(
+        self, model: Any, processor: Any, height: int, width: int, groups: int, *, is_image: bool
+    ) -> Layout:
+        """An image is a video of one frame."""
+        family = family_of(model)
+
+        def native() -> int:
+            return tokens_of_one(model, processor, height, width)
+
+        config = tokenizer_of(model).config
+        return lay_out(family, config, processor, height, width, groups, native)
+
+    def pixels(
+        self,
+        processor: Any,
+        frames: npt.NDArray[np.uint8],
+        *,
+        is_image: bool = False,
+        layout: Layout | None = None,
+    ) -> Tensor:
+        return video_pixels(processor, frames, layout)
+
+    def look(self, model: Any, pixels: Tensor) -> FrameFeatures:
+        family = family_of(model)
+        inputs = encoder_inputs(family, pixels.to(device_of(model.get_input_embeddings())))
+        encoded = encode(model, family, inputs, 0, torch.arange(len(pixels)))
+        tokens = encoded.tokens[: len(encoded.tokens) - family.tail].unflatten(0, (len(pixels), -1))
+        width = tokenizer_of(model).config.llm_width
+        return FrameFeatures(tokens[..., :width].float().mean(dim=1), tokens)
 
     def answers(
-        self, model: Any, processor: Any, questions: Any, tokens: Any, **generate: Any
-    ) -> list[str]:
-        raise NotImplementedError
+        self,
+        model: Any,
+        processor: Any,
+        questions: Sequence[str],
+        tokens: Sequence[VisualTokens],
+        *,
+        history: Sequence[Sequence[tuple[str, str]]] | None = None,
+        system: str | None = None,
+        **generate: Any,
+    ) -> Replies:
+        """In the chat format of the model's processor."""
+        return answers(model, processor, questions, tokens, history, system, generate)
 
 
 HOST = TransformersHost()

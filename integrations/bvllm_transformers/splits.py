@@ -21,8 +21,9 @@ Inputs = Mapping[str, Any]
 class Split(Protocol):
     """Which part of the arguments belongs to which video and group."""
 
-    pixels: str
-    """The argument that holds pixels."""
+    @property
+    def pixels(self) -> str:
+        """The argument that holds pixels."""
 
     def groups(self, inputs: Inputs) -> list[int]:
         """T of each video of the batch."""

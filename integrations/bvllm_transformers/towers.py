@@ -109,7 +109,8 @@ def as_output(tokens: Sequence[Tensor], width: int, as_tensor: bool) -> Any:
     parts = [part.split(width, dim=1) for part in tokens]
     if as_tensor:
         return BaseModelOutputWithPooling(pooler_output=torch.cat([p[0] for p in parts])[:, None])
-    made = Deepstacked(pooler_output=[p[0] for p in parts])
+    first: Any = [part[0] for part in parts]  # a list, which models of several sizes take
+    made = Deepstacked(pooler_output=first)
     if len(parts[0]) > 1:
         made.deepstack_features = [
             list(level) for level in zip(*(p[1:] for p in parts), strict=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bvllm_adapters.config import BalancedTokenizerConfig
 from bvllm_adapters.context import asked
-from bvllm_adapters.features import VisualTokens
+from bvllm_adapters.features import FrameFeatures, VisualTokens
 from bvllm_adapters.hosts.generation import Replies, settled
 from bvllm_adapters.hosts.host import OwnWay
 from bvllm_adapters.hosts.language_model import bare_language_model
@@ -91,7 +91,7 @@ class Overrides(Calls):
 class Videollama2Host:
     """The host of the `Videollama2...ForCausalLM`; see `bvllm_adapters.hosts.Host`."""
 
-    api = 2
+    api = 3
     overrides: type = Overrides
     published = PUBLISHED
     parts = staticmethod(parts)
@@ -153,8 +153,8 @@ class Videollama2Host:
     ) -> Tensor:
         return processor.pixels(frames)
 
-    def look(self, model: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        return look(model, pixels)
+    def look(self, model: Any, pixels: Tensor) -> FrameFeatures:
+        return FrameFeatures(*look(model, pixels))
 
     def own_way(self, model: Any) -> OwnWay:
         return OwnWay(

@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 from packaging.version import Version
-from tiny_hosts import TINY_HOSTS, llama_vid, native, videollama2, wrap_small
+from tiny_hosts import TINY_HOSTS, llama_vid, native, pair_of, videollama2, wrap_small
 
 import bvllm_adapters as bvllm
 from bvllm_adapters import Encoding
@@ -80,9 +80,7 @@ def test_pixels_in_memory_leave_no_more_than_features(host: tuple[Any, Any]) -> 
     model, processor = host
     served_by = host_of(model)
     pixels = served_by.pixels(processor, bvllm.read_video(BUNNY).frames)
-    cls = encode_pixels(
-        lambda chunk: served_by.look(model, chunk), pixels, None, model.balanced_tokenizer
-    ).cls
+    cls = encode_pixels(pair_of(served_by, model), pixels, None, model.balanced_tokenizer).cls
     assert cls.untyped_storage().nbytes() == cls.nbytes
 
 
@@ -96,7 +94,7 @@ def test_asking_is_what_the_models_own_forward_does(host: tuple[Any, Any]) -> No
     opened = bvllm.open_video(model, video, processor=processor)
     pixels = served_by.pixels(processor, video.frames)
     whole = encode_pixels(
-        lambda chunk: served_by.look(model, chunk),
+        pair_of(served_by, model),
         pixels,
         torch.from_numpy(video.seconds),
         model.balanced_tokenizer,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from acme_host.modeling import VIDEO, AcmeVideoForCausalLM
-from bvllm_adapters import BalancedTokenizerConfig, VisualTokens
+from bvllm_adapters import BalancedTokenizerConfig, FrameFeatures, VisualTokens
 from bvllm_adapters.features import frame_and_patches
 from bvllm_adapters.hosts.splice import splice
 from bvllm_adapters.question import pad
@@ -26,14 +26,21 @@ class Overrides:
 
     def video_tokens(self: Any, pixels: Tensor, question_ids: Tensor) -> Tensor:
         features = encode_pixels(
-            lambda chunk: HOST.look(self, chunk), pixels, None, self.balanced_tokenizer
+            lambda chunk: tokens_of(self, chunk), pixels, None, self.balanced_tokenizer
         )
         tokens: Tensor = self.balanced_tokenizer([features], [question_ids])[0].tokens
         return tokens
 
 
+def tokens_of(model: AcmeVideoForCausalLM, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """(k, 3, S, S) pixels -> (k, C) frame features, (k, P, C) patches."""
+    tokens = model.vision_tower(pixels.to(model.dtype)).last_hidden_state
+    feature = model.balanced_tokenizer.config.frame_feature
+    return frame_and_patches(tokens, has_cls=True, frame_feature=feature)
+
+
 class AcmeHost:
-    api = 2
+    api = 3
     overrides = Overrides
 
     def load(self, folder: Path, *, dtype: torch.dtype) -> AcmeVideoForCausalLM:
@@ -60,10 +67,8 @@ class AcmeHost:
     ) -> Tensor:
         return processor.pixels(frames)
 
-    def look(self, model: AcmeVideoForCausalLM, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        tokens = model.vision_tower(pixels.to(model.dtype)).last_hidden_state
-        feature = model.balanced_tokenizer.config.frame_feature
-        return frame_and_patches(tokens, has_cls=True, frame_feature=feature)
+    def look(self, model: AcmeVideoForCausalLM, pixels: Tensor) -> FrameFeatures:
+        return FrameFeatures(*tokens_of(model, pixels))
 
     def answers(
         self,

@@ -49,7 +49,7 @@ def test_sequences_begin_with_the_callers_ids(name: str) -> None:
         out = greedy(model, inputs, **how)
         assert out.shape == (how.get("num_return_sequences", 1), ids.shape[1] + 5)
         assert torch.equal(out[:, : ids.shape[1]], ids.expand(len(out), -1))
-    rest = {k: v for k, v in inputs.items() if k != "input_ids"}
+    rest = {name: value for name, value in inputs.items() if name != "input_ids"}
     positional = model.generate(ids, max_new_tokens=5, do_sample=False, **rest)
     assert torch.equal(positional, greedy(model, inputs))
     config = GenerationConfig(max_new_tokens=5, do_sample=False)

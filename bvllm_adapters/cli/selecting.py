@@ -1,0 +1,39 @@
+"""The selector that a command asks for."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+
+def add_selector(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--selector",
+        help="coverage, relevance, uniform, random, top-k, best-of-bins, inverse-transform or "
+        "k-center (relevance with a --scout, else coverage, which needs no weights)",
+    )
+    parser.add_argument("--scout", help="folder or hub id of a CLIP or SigLIP that reads QUESTION")
+
+
+def reads_question(options: argparse.Namespace) -> bool:
+    """Whether the selector asked for compares frames with the question."""
+    from bvllm_adapters.selectors.names import BLIND, QUESTION_BLIND
+
+    return options.scout is not None and options.selector not in (*BLIND, *QUESTION_BLIND)
+
+
+def asked_selector(options: argparse.Namespace, device: Any, dtype: Any) -> Any:
+    """The one asked for, where and in which numbers its scout is to run.
+
+    Raises:
+        ValueError, FileNotFoundError, CheckpointError: see `named_selector`.
+    """
+    from bvllm_adapters.selectors.names import named_selector
+
+    name = options.selector or ("coverage" if options.scout is None else "relevance")
+    if options.scout is None:
+        return named_selector(name).eval()
+    from bvllm_adapters.selectors.relevance import RelevanceSelector
+
+    scout = RelevanceSelector.from_pretrained(options.scout, dtype=dtype).to(device)
+    return named_selector(name, scout).eval()

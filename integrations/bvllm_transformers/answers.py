@@ -1,0 +1,143 @@
+"""What a model says of videos that it has seen: chosen tokens, in prompts of its own format.
+
+Axes: T groups of a video (see `splits`), P tokens of a group, N visual tokens, L ids of a prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bvllm_adapters.features import Selection, VisualTokens
+from bvllm_adapters.hosts.generation import Replies, settled
+from bvllm_adapters.weights.device import device_of
+from bvllm_transformers.budget import filled_by, places_of_videos, put_together
+from bvllm_transformers.conversation_prompts import prompt_inputs
+from bvllm_transformers.families import Family, family_of
+from bvllm_transformers.layout import Layout, frames_per_look
+from bvllm_transformers.new_ids import seeing_new_ids
+from bvllm_transformers.splits import Grid
+
+
+def answers(
+    model: Any,
+    processor: Any,
+    questions: Sequence[str],
+    tokens: Sequence[VisualTokens],
+    history: Sequence[Sequence[tuple[str, str]]] | None,
+    system: str | None,
+    generate: dict[str, Any],
+) -> Replies:
+    """See `bvllm_adapters.hosts.Host.answers`."""
+    family = family_of(model)
+    prompts = []
+    for i, (question, visual) in enumerate(zip(questions, tokens, strict=True)):
+        earlier = () if history is None else history[i]
+        prompts.append(_prompt(model, family, processor, question, visual, earlier, system))
+    batch = batched(prompts)
+    length = batch["input_ids"].shape[1]
+    settings = settled(
+        model.generation_config, generate, prompt_length=length, tokenizer=processor.tokenizer
+    )
+    out = model.generate(**batch, **seeing_new_ids(settings, length))
+    if isinstance(out, Tensor):
+        out = out[:, length:]
+    else:
+        out.sequences = out.sequences[:, length:]
+    return Replies.of(out, partial(processor.tokenizer.batch_decode, skip_special_tokens=True))
+
+
+def tokens_of_one(model: Any, processor: Any, height: int, width: int) -> int:
+    """P of a frame of this size, as the processor makes room for it in a prompt."""
+    family = family_of(model)
+    layout, frames = Layout(height, width, 0), frames_per_look(family, processor)
+    inputs = prompt_inputs(processor, layout, torch.zeros(1), "", frames_per_look=frames)
+    return places_of_videos(model, family, inputs)[0].columns.shape[1]
+
+
+def _prompt(
+    model: Any,
+    family: Family,
+    processor: Any,
+    question: str,
+    visual: VisualTokens,
+    history: Sequence[tuple[str, str]],
+    system: str | None,
+) -> dict[str, Any]:
+    """The arguments of one prompt, of which the visual tokens are given."""
+    frame, layout = visual.frame.cpu(), visual.layout
+    # Where only its place among all groups says when a group is shown, all of them stand there.
+    all_of_them = hasattr(model.base_model, "get_rope_index") and not _has_words(model, processor)
+    shown = torch.arange(len(visual.seconds)) if all_of_them else frame.unique()
+    inputs = prompt_inputs(
+        processor, layout, visual.seconds.cpu()[shown], question,
+        frames_per_look=frames_per_look(family, processor), history=history, system=system,
+    )  # fmt: skip
+    device = device_of(model.get_input_embeddings())
+    inputs = {
+        name: value.to(device) if isinstance(value, Tensor) and not value.is_meta else value
+        for name, value in inputs.items()
+    }
+    (place,) = places_of_videos(model, family, inputs)
+    shifted = replace(visual, selection=_among(visual.selection, shown))
+    as_tensor = not isinstance(family.split, Grid)
+    filled = filled_by(place, family.key, shifted, _tail(model, family), as_tensor)
+    return put_together(model, family, inputs, [filled])
+
+
+def _among(selection: Selection, shown: Tensor) -> Selection:
+    """The same choices, counted among the groups that are shown."""
+    frame = torch.searchsorted(shown, selection.frame.cpu()).clamp(max=len(shown) - 1)
+    return Selection.whole(frame.to(selection.frame.device), len(shown), selection.size)
+
+
+def batched(prompts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Arguments of one prompt each -> those of a batch, padded on the left."""
+    if len(prompts) == 1:
+        return dict(prompts[0])
+    width = max(prompt["input_ids"].shape[1] for prompt in prompts)
+    out: dict[str, Any] = {}
+    for prompt in prompts:
+        prompt.setdefault("attention_mask", torch.ones_like(prompt["input_ids"]))
+    for name, first in prompts[0].items():
+        if name == "mm_encoder_outputs":
+            out[name] = {key: _joined([prompt[name][key] for prompt in prompts]) for key in first}
+        else:
+            values = [prompt[name] for prompt in prompts]
+            padded = [torch.nn.functional.pad(v, (width - v.shape[-1], 0)) for v in values]
+            out[name] = torch.cat(padded, dim=first.dim() - 2)
+    return out
+
+
+def _joined(outputs: Sequence[Any]) -> Any:
+    """The visual tokens of several prompts as those of a batch."""
+    made = outputs[0]
+    parts = [output.pooler_output for output in outputs]
+    made.pooler_output = torch.cat(parts) if isinstance(parts[0], Tensor) else [*chain(*parts)]
+    if getattr(made, "deepstack_features", None):
+        levels = zip(*(output.deepstack_features for output in outputs), strict=True)
+        made.deepstack_features = [[*chain(*level)] for level in levels]
+    return made
+
+
+def _has_words(model: Any, processor: Any) -> bool:
+    """Whether a prompt has words of its own, such as its time, for each group."""
+    family = family_of(model)
+    frames = frames_per_look(family, processor)
+    layout = Layout(64, 64, 0)
+    inputs = prompt_inputs(processor, layout, torch.arange(2), "", frames_per_look=frames)
+    return places_of_videos(model, family, inputs)[0].own_text
+
+
+def _tail(model: Any, family: Family) -> Tensor:
+    """(t, D) tokens of no frame, which stand behind each video."""
+    if not family.tail:
+        return torch.zeros(0, model.get_input_embeddings().embedding_dim)
+    tail: Tensor = getattr(model.base_model, family.tail_from)
+    return tail[None]

@@ -1,0 +1,87 @@
+"""The prompt of a conversation about one video or image, in the model's own chat format.
+
+Axes: T groups of the video (see `splits`), P tokens of a group, L ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from bvllm_adapters.hosts.turns import special_tokens, turns_of
+from bvllm_adapters.question import without
+from bvllm_transformers.layout import Layout, ghosts
+
+
+def prompt_inputs(
+    processor: Any,
+    layout: Layout,
+    seconds: Tensor,
+    question: str,
+    *,
+    frames_per_look: int = 1,
+    history: Sequence[tuple[str, str]] = (),
+    system: str | None = None,
+) -> dict[str, Any]:
+    """The arguments that the processor makes of a conversation, pixels without memory among them.
+
+    Args:
+        seconds: (T,) times of the groups that are shown, in order.
+        history: earlier questions with their answers; the video stands in the first turn.
+
+    Raises:
+        ValueError: a processor without chat template.
+    """
+    if not getattr(processor, "chat_template", None):
+        raise ValueError(
+            "processor: got one without chat_template, wanted that of a chat model: it says how "
+            "a question becomes a prompt"
+        )
+    words = special_tokens(processor.tokenizer) | tokens_of_visuals(processor)
+    turns = turns_of(question, history, words)
+    messages = [] if system is None else [_message("system", without(system, words))]
+    for i, turn in enumerate(turns):
+        messages.append(
+            _message("assistant" if i % 2 else "user", turn, "video" if i == 0 else None)
+        )
+    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    frames = ghosts(len(seconds) * frames_per_look, layout.height, layout.width)
+    video: dict[str, Any] = {
+        "do_sample_frames": False,
+        "video_metadata": [times_of(seconds, frames_per_look, layout)],
+        "device": frames.device,
+    }
+    if layout.scaled:
+        video["do_resize"] = False
+    if hasattr(processor.video_processor, "use_token_compression"):
+        video["use_token_compression"] = False
+    return dict(processor(text=[text], videos=[frames], return_tensors="pt", videos_kwargs=video))
+
+
+def _message(role: str, text: str, visual: str | None = None) -> dict[str, Any]:
+    content = [] if visual is None else [{"type": visual}]
+    return {"role": role, "content": [*content, {"type": "text", "text": text}]}
+
+
+def tokens_of_visuals(processor: Any) -> set[str]:
+    """What a prompt's visual inputs are written as."""
+    names = ("image_token", "video_token", "start_image_token", "end_image_token")
+    found = (getattr(processor, name, None) for name in names)
+    return {str(token) for token in found if token}
+
+
+def times_of(seconds: Tensor, frames_per_look: int, layout: Layout) -> dict[str, Any]:
+    """What a processor is told of the frames' times: as if the video had one for each millisecond,
+    and these were chosen of them. Both frames of a group have its time."""
+    milliseconds = (seconds * 1000).round().long()
+    last = int(milliseconds[-1]) + 1
+    return {
+        "total_num_frames": last,
+        "fps": 1000,
+        "duration": last / 1000,
+        "width": layout.width,
+        "height": layout.height,
+        "frames_indices": milliseconds.repeat_interleave(frames_per_look).tolist(),
+    }
