@@ -17,6 +17,7 @@ from bvllm_adapters.hosts.base import tokenizer_of
 from bvllm_adapters.hosts.generation import Replies
 from bvllm_adapters.weights.device import device_of
 from bvllm_transformers.answers import answers, tokens_of_one
+from bvllm_transformers.arguments import check_seam
 from bvllm_transformers.calls import Budgeted
 from bvllm_transformers.conversation_prompts import image_pixels
 from bvllm_transformers.families import family_of
@@ -46,6 +47,7 @@ class TransformersHost:
 
     def config(self, model: Any) -> BalancedTokenizerConfig:
         """Without training: frames by coverage, of each the model's own tokens."""
+        check_seam(model)
         family_of(model)
         width = model.get_input_embeddings().embedding_dim
         return BalancedTokenizerConfig(
