@@ -18,12 +18,13 @@ from torch import Tensor
 from bvllm_adapters.features import Selection, VisualTokens
 from bvllm_adapters.hosts.generation import Replies, settled
 from bvllm_adapters.weights.device import device_of
-from bvllm_transformers.budget import filled_by, places_of_videos, put_together
+from bvllm_transformers.budget import filled_by, put_together
 from bvllm_transformers.conversation_prompts import prompt_inputs
 from bvllm_transformers.families import Family, family_of
 from bvllm_transformers.layout import Layout, frames_per_look
 from bvllm_transformers.new_ids import seeing_new_ids
 from bvllm_transformers.placeholders import Place
+from bvllm_transformers.places import places_of_videos
 from bvllm_transformers.splits import Grid
 from bvllm_transformers.towers import encode_images, on_device
 

@@ -5,7 +5,8 @@ Axes: T groups of a video (see `splits`), P tokens of a group, D width of the la
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,15 +16,18 @@ from torch import Tensor
 from bvllm_adapters.balanced_tokenizer import BalancedTokenizer
 from bvllm_adapters.features import FrameFeatures, PatchReader, VisualTokens
 from bvllm_adapters.hosts.base import tokenizer_of
-from bvllm_transformers.arguments import VIDEO, Inputs, check_inputs, pad_of, with_types
+from bvllm_transformers.arguments import Inputs, check_inputs, pad_of, with_types
 from bvllm_transformers.families import Family, family_of
 from bvllm_transformers.glimpse import blurred, pictures
-from bvllm_transformers.placeholders import Place, find, joined
+from bvllm_transformers.placeholders import Place
+from bvllm_transformers.places import holes_of_images, kept_of, places_of_videos
 from bvllm_transformers.prompt_text import questions_of
-from bvllm_transformers.splice import Filled, Positions, kept_groups, spliced
+from bvllm_transformers.splice import Filled, Positions, spliced
 from bvllm_transformers.towers import as_output, encode, encode_images, encoder_arguments
 
 CHUNK = 64  # pictures that a selector sees at a time
+# Of features that are not given: forward() would apply it once more.
+NEVER_READ = ("video_compression_mask",)
 
 
 @dataclass(eq=False)
@@ -33,8 +37,8 @@ class Seen:
     Args:
         place: where it stands in the prompt. key: of `mm_encoder_outputs`.
         features: its groups, tokens as a function.
-        tail: (t, D (1 + levels)) tokens of no group, and as_tensor: see `Encoded`; both are known
-            once tokens have been read.
+        tail: (t, D (1 + levels)) tokens of no group, and as_tensor, more: see `Encoded`; they are
+            known once tokens have been read.
     """
 
     place: Place
@@ -42,6 +46,7 @@ class Seen:
     features: FrameFeatures
     tail: Tensor | None = None
     as_tensor: bool = False
+    more: Mapping[str, Any] | None = None
 
 
 def has_pixels(model: Any, inputs: Inputs) -> bool:
@@ -73,25 +78,6 @@ def budgeted(model: Any, inputs: Inputs) -> dict[str, Any]:
     seen.sort(key=lambda each: (each.place.row, int(each.place.columns[0, 0])))
     filled = fill(tokenizer, seen, questions_of(model, inputs, tokenizer, videos))
     return put_together(model, family, inputs, filled)
-
-
-def places_of_videos(model: Any, family: Family, inputs: Inputs) -> list[Place]:
-    """Where the videos of a batch stand; frames that go in as images are a video."""
-    if family.split.pixels not in inputs:
-        return []
-    ids: Tensor = inputs["input_ids"]
-    holes = ids == getattr(model.config, family.token)
-    types = inputs.get("mm_token_type_ids")
-    if types is not None and family.key == "image" and family.split.pixels != "pixel_values":
-        holes &= types == VIDEO  # frames in the place of images, images beside them
-    split = family.split
-    places = find(
-        ids, holes, split.groups(inputs), split.weights(inputs),
-        tail=family.tail, text_after=family.text_after,
-    )  # fmt: skip
-    if split.pixels == "pixel_values":
-        return joined(places, ids, family.text_after)
-    return places
 
 
 def keeps_all(
@@ -133,6 +119,7 @@ def look(model: Any, family: Family, inputs: Inputs, place: Place) -> Seen:
                 f"or groups, wanted {inside + family.tail} as the prompt has placeholders"
             )
         seen.tail, seen.as_tensor = encoded.tokens[inside:], encoded.as_tensor
+        seen.more = encoded.more
         return encoded.tokens[:inside].view(len(indices), each, -1)
 
     selector: Any = tokenizer.frame_selector
@@ -140,7 +127,7 @@ def look(model: Any, family: Family, inputs: Inputs, place: Place) -> Seen:
     if groups == 1:
         cls = torch.zeros(1, 1)  # nothing to choose from
     elif getattr(selector, "sees", False):
-        cls = glance(model, selector, family, inputs, place.video)
+        cls = glance(model, selector, family, inputs, place)
     else:
         tokens = read(torch.arange(groups))
         cls, patches = tokens[..., : tokenizer.config.llm_width].mean(dim=1), _held(tokens)
@@ -152,9 +139,10 @@ def look(model: Any, family: Family, inputs: Inputs, place: Place) -> Seen:
     return seen
 
 
-def glance(model: Any, selector: Any, family: Family, inputs: Inputs, video: int) -> Tensor:
+def glance(model: Any, selector: Any, family: Family, inputs: Inputs, place: Place) -> Tensor:
     """(T, C') what a selector sees of each group before any tower."""
-    found = pictures(model.config, family.split, inputs, video)
+    which = (family.split, inputs, place.video, place.num_groups)
+    found = pictures(model.config, *which)
     if found is None:
         if getattr(selector, "reads_question", True):
             raise ValueError(
@@ -162,24 +150,13 @@ def glance(model: Any, selector: Any, family: Family, inputs: Inputs, video: int
                 f"does not: how pixels of a {type(model).__name__} make pictures is not known; "
                 "bvllm.ask shows it the video's own"
             )
-        found = blurred(family.split, inputs, video)
+        found = blurred(*which)
     return torch.cat([selector.see(chunk) for chunk in found.split(CHUNK)])
 
 
 def _held(tokens: Tensor) -> PatchReader:
     """(T, P, D (1 + levels)) tokens as a function, as which they may be wider than words are."""
     return lambda indices: tokens[indices.to(tokens.device)]
-
-
-def holes_of_images(model: Any, family: Family, inputs: Inputs) -> Tensor | None:
-    """(B, L) bool, the placeholders of images that are no frames; None: there are none."""
-    if inputs.get("pixel_values") is None or family.split.pixels == "pixel_values":
-        return None
-    holes: Tensor = inputs["input_ids"] == model.config.image_token_id
-    types = inputs.get("mm_token_type_ids")
-    if types is not None and family.key == "image":
-        holes &= types != VIDEO
-    return holes
 
 
 def images_of(model: Any, family: Family, inputs: Inputs) -> list[Seen]:
@@ -197,6 +174,8 @@ def images_of(model: Any, family: Family, inputs: Inputs) -> list[Seen]:
     found = []
     parts = zip(encoded.tokens.split(encoded.sizes), columns.split(encoded.sizes), strict=True)
     for i, (tokens, where) in enumerate(parts):
+        if not len(tokens):
+            continue  # a prompt without images, of a batch of prompts with some
         row, first, last = int(where[0, 0]), int(where[0, 1]), int(where[-1, 1])
         if bool((where[:, 0] != row).any()):
             raise ValueError(f"input_ids: got image {i} in two prompts, wanted whole ones")
@@ -206,7 +185,7 @@ def images_of(model: Any, family: Family, inputs: Inputs) -> list[Seen]:
         features = FrameFeatures(
             tokens.new_zeros(1, 1), _held(tokens[None]), patches_per_frame=len(tokens)
         )
-        found.append(Seen(place, "image", features, tokens[:0], encoded.as_tensor))
+        found.append(Seen(place, "image", features, tokens[:0], encoded.as_tensor, encoded.more))
     return found
 
 
@@ -219,13 +198,18 @@ def fill(
         [each.features for each in seen], [questions[row] for row in rows], prompts=rows
     )
     return [
-        filled_by(each.place, each.key, tokens, each.tail, each.as_tensor)
+        filled_by(each.place, each.key, tokens, each.tail, each.as_tensor, each.more)
         for each, tokens in zip(seen, made, strict=True)
     ]
 
 
 def filled_by(
-    place: Place, key: str, made: VisualTokens, tail: Tensor | None, as_tensor: bool
+    place: Place,
+    key: str,
+    made: VisualTokens,
+    tail: Tensor | None,
+    as_tensor: bool,
+    more: Mapping[str, Any] | None = None,
 ) -> Filled:
     """Tokens in their places, with those of no frame behind them if the budget has room."""
     assert made.place is not None
@@ -233,7 +217,7 @@ def filled_by(
     if made.beside and tail is not None:
         tokens = torch.cat([tokens, tail.to(tokens)])
         columns = torch.cat([columns, torch.tensor(place.tail)])
-    return Filled(place, key, tokens, columns, as_tensor)
+    return Filled(place, key, tokens, columns, as_tensor, more)
 
 
 def put_together(
@@ -241,10 +225,11 @@ def put_together(
 ) -> dict[str, Any]:
     """The arguments of the compacted prompts, in the shape that the model takes them in."""
     split = family.split
-    videos = sorted((f for f in filled if f.place.is_video), key=lambda f: f.place.video)
-    kept = [torch.tensor(kept_groups(each)) for each in videos]
-    reduced = split.reduced(inputs, kept) if videos and videos[0].place.own_text else {}
-    drop = {split.pixels, "pixel_values"}
+    videos = [each for each in filled if each.place.is_video]
+    reduced = {}
+    if any(each.place.own_text for each in videos):
+        reduced = split.reduced(inputs, kept_of(split, inputs, videos))
+    drop = {split.pixels, "pixel_values", *split.beside, *NEVER_READ}
     for call in (family.call, "get_image_features"):
         drop.update(encoder_arguments(model, call))
     rope = getattr(model.base_model, "get_rope_index", None)
@@ -256,5 +241,7 @@ def put_together(
         parts = [each for each in filled if each.key == key and len(each.tokens)]
         if parts:
             as_tensor = all(each.as_tensor for each in parts)
-            outputs[key] = as_output([each.tokens for each in parts], width, as_tensor)
-    return {**out, "mm_encoder_outputs": outputs}
+            outputs[key] = as_output([p.tokens for p in parts], width, as_tensor, parts[0].more)
+    wanted = inspect.signature(model.forward).parameters.values()
+    gone = {p.name: None for p in wanted if p.name in drop and p.default is p.empty}
+    return {**gone, **out, "mm_encoder_outputs": outputs}

@@ -15,6 +15,7 @@ from bvllm_adapters.hosts.trainers import COUNTED
 from bvllm_transformers.arguments import check_cache, mask_of_padding
 from bvllm_transformers.as_given import AsGiven, at_given, names_of
 from bvllm_transformers.budget import budgeted, has_pixels
+from bvllm_transformers.own_generate import as_embeddings, is_own
 
 # Beside the ids, so that it is compacted as they are: where each stood in the caller's prompt.
 COLUMNS = "_columns"
@@ -94,6 +95,8 @@ def _generate(model: Any, original: Any, given: dict[str, Any]) -> Any:
     if columns is None:
         return original(model, **made)
     as_given = AsGiven(given["input_ids"], made["input_ids"].shape[1])
+    if is_own(original):
+        original, model, made = type(model.language_model).generate, *as_embeddings(model, made)
     out = _run(original, model, as_given.arguments(made, model.generation_config))
     if isinstance(out, Tensor):
         return as_given.sequences(out)

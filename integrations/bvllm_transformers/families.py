@@ -9,10 +9,12 @@ of frames has a text of its own.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from bvllm_transformers.splits import Clip, Frames, Grid, Split
+from bvllm_adapters.hosts.host import HostError
+from bvllm_transformers.odd_splits import Chunks, Compressed, Counted, Packed, Pooled, Segments
+from bvllm_transformers.splits import Clip, Frames, Grid, Images, PaddedClip, Split
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,22 @@ class Family:
     pixels_as: str | None = None
     rope: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def shares_token(self) -> bool:
+        """Whether videos beside images stand at the images' placeholders."""
+        return self.token == "image_token_id" and self.split.pixels != "pixel_values"
+
 
 GRID = Family()
 CLIP = Family(split=Clip())
-IMAGES = Family("get_image_features", "image", "image_token_id", Frames())
+FRAMES = Family("get_image_features", "image", "image_token_id", Frames())
+PADDED = PaddedClip("pixel_values", ("pixel_attention_mask",), loose=True)
+IMAGES = Family("get_image_features", "image", "image_token_id", Images())
 GLM = Family(key="image", token="image_token_id", text_after=True)
 OMNI = Family(rope={"second_per_grids": "video_second_per_grid"})
+GEMMA4 = Family(split=Counted())
+MINICPM = Family(split=Packed())
+QFORMER = ("qformer_input_ids", "qformer_attention_mask")
 
 FAMILIES: dict[str, Family] = {
     "Qwen2VLForConditionalGeneration": GRID,
@@ -65,26 +77,76 @@ FAMILIES: dict[str, Family] = {
     "Exaone4_5_ForConditionalGeneration": GRID,
     "HyperCLOVAXVisionV2ForConditionalGeneration": GRID,
     "MuseGlimmerForConditionalGeneration": GRID,
-    "VideoLlama3ForConditionalGeneration": GRID,
+    "Ernie4_5_VLMoeForConditionalGeneration": Family(split=Grid(each=2)),
+    "VideoLlama3ForConditionalGeneration": Family(split=Compressed(beside=("video_merge_sizes",))),
+    "Kimi_K25ForConditionalGeneration": Family(split=Chunks()),
+    "MiniMaxM3SparseForConditionalGeneration": Family(split=Segments()),
     "Glm4vForConditionalGeneration": GLM,
     "Glm46VForConditionalGeneration": GLM,
     "Glm4vMoeForConditionalGeneration": GLM,
     "GlmOcrForConditionalGeneration": GLM,
+    "Glm5NextForConditionalGeneration": replace(GLM, key="video"),
     "LlavaOnevisionForConditionalGeneration": Family(split=Clip(), tail=1),
     "LlavaNextVideoForConditionalGeneration": CLIP,
     "VideoLlavaForConditionalGeneration": CLIP,
     "PerceptionLMForConditionalGeneration": Family(
         "get_image_features", split=Clip(), pixels_as="pixel_values"
     ),
-    "InternVLForConditionalGeneration": IMAGES,
-    "Gemma3ForConditionalGeneration": IMAGES,
-    "Ovis2ForConditionalGeneration": IMAGES,
+    "NemotronH_Omni_Reasoning_V3": Family(token="image_token_id", split=Clip()),
+    "InstructBlipVideoForConditionalGeneration": Family(split=Clip("pixel_values", QFORMER)),
+    "Gemma4ForConditionalGeneration": GEMMA4,
+    "Gemma4UnifiedForConditionalGeneration": GEMMA4,
+    "Molmo2ForConditionalGeneration": Family(token="image_token_id", split=Pooled()),
+    "MiniCPMV4_6ForConditionalGeneration": MINICPM,
+    "MiniCPMV4_7ForConditionalGeneration": MINICPM,
+    "MiniCPMOcrForConditionalGeneration": MINICPM,
+    "InternVLForConditionalGeneration": FRAMES,
+    "Gemma3ForConditionalGeneration": FRAMES,
+    "Ovis2ForConditionalGeneration": FRAMES,
+    "Step3p7ForConditionalGeneration": replace(FRAMES, split=Frames(ragged="pixel_values_local")),
+    "SmolVLMForConditionalGeneration": replace(FRAMES, split=PADDED),
+    "LlavaForConditionalGeneration": replace(FRAMES, split=Frames(ragged="image_sizes")),
+    "LlavaNextForConditionalGeneration": IMAGES,
+    "Idefics3ForConditionalGeneration": IMAGES,
+    "Mistral3ForConditionalGeneration": IMAGES,
+}
+
+_THINKER = "it only passes on what its thinker makes to a voice; wrap the model's `.thinker`"
+NOT_SERVED: dict[str, str] = {
+    "Qwen2_5OmniForConditionalGeneration": _THINKER,
+    "Qwen3OmniMoeForConditionalGeneration": _THINKER,
+    "EmbeddingGemma2Model": "it gives embeddings and generates nothing",
+    "PeVideoModel": "it gives embeddings and generates nothing",
+    "VideoPrismClipModel": "it gives embeddings and generates nothing",
+    "XCLIPModel": "it gives embeddings and generates nothing",
 }
 
 
 def family_of(model: Any) -> Family:
-    """That of a live model: of the first known class among its own and its bases."""
+    """That of a live model: of the first known class among its own and its bases.
+
+    Raises:
+        HostError: it is not served, and why.
+    """
     for cls in type(model).__mro__:
+        if cls.__name__ in NOT_SERVED:
+            raise HostError(f"model: got a {cls.__name__}: {NOT_SERVED[cls.__name__]}")
         if cls.__name__ in FAMILIES:
             return FAMILIES[cls.__name__]
-    raise ValueError(f"model: got a {type(model).__name__}, wanted one of {sorted(FAMILIES)}")
+    raise HostError(f"model: got a {type(model).__name__}, wanted one of {sorted(FAMILIES)}")
+
+
+def check_served(model: Any) -> None:
+    """HostError: models of this class are served, but not as this one is configured."""
+    family_of(model)
+    config = model.config
+    if getattr(config, "video_pruning_rate", 0):
+        raise HostError(
+            f"config.video_pruning_rate: got {config.video_pruning_rate}, wanted 0: the model "
+            "drops tokens by itself, of which none would be left to the budget"
+        )
+    if not getattr(config, "use_decoder_only_language_model", True):
+        raise HostError(
+            "config.use_decoder_only_language_model: got False, wanted True: prompts of an "
+            "encoder are not served"
+        )

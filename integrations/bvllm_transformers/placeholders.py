@@ -12,8 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-Span = tuple[int, int]
-"""From one column of the ids to before another."""
+from bvllm_transformers.own_text import Span, spans_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,41 +53,56 @@ def find(
     *,
     tail: int = 0,
     text_after: bool = False,
+    single: bool = False,
+    loose: bool = False,
     name: str = "input_ids",
 ) -> list[Place]:
-    """The places of a batch's videos, in their order.
+    """The places of a batch's videos, in their order; a video without frames has none.
 
     Args:
         ids: (B, L). holes: (B, L) bool, the placeholders.
         groups: T of each video of the batch, in order. weights: of each, numbers in proportion to
             its P. tail: placeholders behind each video that are of no group.
         text_after: whether a group's own text stands behind it.
+        single: each group is counted as a video of its own; those of a prompt are joined to one.
+        loose: what is counted as one video may be several, with words between them.
 
     Raises:
         ValueError: the prompts do not have the placeholders that their pixels fill.
     """
     counts = tokens_of_groups(int(holes.sum()), groups, weights, tail)
-    wanted = [t * p + tail for t, p in zip(groups, counts, strict=True)]
-    places: list[Place] = []
+    wanted = [t * p + tail if t * p else 0 for t, p in zip(groups, counts, strict=True)]
+    videos = iter([video for video, size in enumerate(wanted) if size])
+    found: list[Place] = []
     for row, mask in enumerate(holes.cpu()):
         columns = mask.nonzero().squeeze(1)
         words = ids[row].tolist()
+        own: list[tuple[int, Tensor, list[int]]] = []
         while len(columns):
-            video = len(places)
-            if video == len(wanted) or len(columns) < wanted[video]:
+            video = next(videos, -1)
+            if video < 0 or len(columns) < wanted[video]:
                 raise ValueError(
-                    f"{name}: got {len(mask.nonzero())} visual placeholders in prompt {row}, "
+                    f"{name}: got {int(mask.sum())} visual placeholders in prompt {row}, "
                     f"wanted those of whole videos, of {wanted} tokens each"
                 )
-            own, columns = columns[: wanted[video]], columns[wanted[video] :]
-            inside = own[: len(own) - tail].view(groups[video], counts[video])
-            spans, own_text = spans_of(words, inside, text_after)
-            places.append(
-                Place(row, video, inside, own[len(own) - tail :].tolist(), spans, own_text)
+            inside, columns = columns[: wanted[video]], columns[wanted[video] :]
+            cut = len(inside) - tail
+            own.append((video, inside[:cut].view(groups[video], -1), inside[cut:].tolist()))
+        if single:
+            found += joined(row, [part[:2] for part in own], words, text_after)
+            continue
+        begin = 0
+        for i, (video, inside, rest) in enumerate(own):
+            end = int(own[i + 1][1][0, 0]) if i + 1 < len(own) else len(words)
+            spans, own_text = spans_of(
+                words, bare(inside), begin=begin, end=end, text_after=text_after, loose=loose
             )
-    if len(places) < len(wanted):
-        raise ValueError(f"{name}: got prompts for {len(places)} videos, wanted {len(wanted)}")
-    return places
+            found.append(Place(row, video, inside, rest, spans, own_text))
+            begin = max(spans[-1][1], *(column + 1 for column in rest), 0)
+    missing = len(list(videos))
+    if missing:
+        raise ValueError(f"{name}: got prompts for all but {missing} videos, wanted them for all")
+    return found
 
 
 def tokens_of_groups(
@@ -96,9 +110,12 @@ def tokens_of_groups(
 ) -> list[int]:
     """P of each video: `total` placeholders shared out in proportion to the weights."""
     parts = sum(t * weight for t, weight in zip(groups, weights, strict=True))
-    inside = total - tail * len(groups)
+    inside = total - tail * sum(t > 0 for t in groups)
     counts = [inside * weight // parts if parts else 0 for weight in weights]
-    if sum(t * p for t, p in zip(groups, counts, strict=True)) != inside or 0 in counts:
+    short = any(
+        t and weight and not p for t, weight, p in zip(groups, weights, counts, strict=True)
+    )
+    if sum(t * p for t, p in zip(groups, counts, strict=True)) != inside or short:
         raise ValueError(
             f"input_ids: got {total} visual placeholders, wanted a number that fits the pixels of "
             f"{list(groups)} frames or groups"
@@ -106,75 +123,40 @@ def tokens_of_groups(
     return counts
 
 
-def joined(places: Sequence[Place], ids: Tensor, text_after: bool = False) -> list[Place]:
-    """Frames that a model takes as single images -> one place for all of them in a prompt.
+def joined(
+    row: int, frames: Sequence[tuple[int, Tensor]], words: Sequence[int], text_after: bool
+) -> list[Place]:
+    """Frames that are counted as videos of their own -> one place for all of them in a prompt.
 
-    An image of several tiles, whose placeholders are one run, stays an image: one group.
+    An image of several tiles, whose placeholders are one run, stays an image: one group. So does
+    each frame where they differ in size; it goes with its text when no token of it is left.
+
+    Args:
+        frames: (number, (1, P)) of each in the prompt.
     """
-    rows: dict[int, list[Place]] = {}
-    for place in places:
-        rows.setdefault(place.row, []).append(place)
+    if not frames:
+        return []
+    columns = [inside[0] for _, inside in frames]
+    edges = bare(columns)
+    apart = [edges[i][1] < edges[i + 1][0] for i in range(len(edges) - 1)]
+    equal = len({len(own) for own in columns}) == 1
+    if all(apart):
+        spans, own_text = spans_of(words, edges, text_after=text_after, loose=True)
+        if equal:
+            return [Place(row, frames[0][0], torch.stack(columns), [], spans, own_text)]
+        return [
+            Place(row, video, inside, [], [span], own_text)
+            for (video, inside), span in zip(frames, spans, strict=True)
+        ]
     found = []
-    for row, frames in rows.items():
-        columns = torch.stack([frame.columns[0] for frame in frames])
-        apart = columns[1:, 0] - columns[:-1, -1] > 1
-        words = ids[row].tolist()
-        if bool(apart.all()):
-            spans, own_text = spans_of(words, columns, text_after)
-            found.append(Place(row, frames[0].video, columns, [], spans, own_text))
-            continue
-        cuts = [0, *(apart.nonzero().squeeze(1) + 1).tolist(), len(frames)]
-        for begin, end in pairwise(cuts):
-            run = columns[begin:end].reshape(1, -1)
-            span = (int(run[0, 0]), int(run[0, -1]) + 1)
-            found.append(Place(row, frames[begin].video, run, [], [span], False, tiles=end - begin))
+    cuts = [0, *(i + 1 for i, gap in enumerate(apart) if gap), len(frames)]
+    for begin, end in pairwise(cuts):
+        run = torch.cat(columns[begin:end])[None]
+        tiles = end - begin
+        found.append(Place(row, frames[begin][0], run, [], bare(run), False, tiles=tiles))
     return found
 
 
-def spans_of(
-    ids: Sequence[int], columns: Tensor, text_after: bool = False
-) -> tuple[list[Span], bool]:
-    """The columns of each group with the text and the brackets that are its own.
-
-    What stands between two groups is the closing bracket of the one, and the text (a time, a
-    number) and the opening bracket of the other. The bracket is what all groups have alike behind
-    them. The first group's text begins as that of the others does, or is as long as the second's.
-
-    Args:
-        ids: (L,) of a prompt. columns: (T, P) of the groups.
-        text_after: the text stands behind its group, so that all is the other way round.
-
-    Returns:
-        T spans, which touch, and whether there is any text between the groups.
-    """
-    first, last = columns[:, 0].tolist(), columns[:, -1].tolist()
-    bare = [(begin, end + 1) for begin, end in zip(first, last, strict=True)]
-    between = [list(ids[a + 1 : b]) for a, b in zip(last, first[1:], strict=False)]
-    if not any(between):
-        return bare, False
-    if text_after:
-        mirrored = len(ids) - 1 - columns.flip(0, 1)
-        spans, _ = spans_of(list(ids)[::-1], mirrored)
-        return [(len(ids) - end, len(ids) - begin) for begin, end in reversed(spans)], True
-    behind = list(ids[last[-1] + 1 :])
-    closing = _common([*between, behind])
-    own = [text[closing:] for text in between]  # of all groups but the first
-    start = first[0] - len(own[0])
-    alike = _common(own) if len(own) > 1 else 0
-    if alike:
-        begins = own[0][:alike]
-        for column in range(first[0] - alike, max(first[0] - 32, 0) - 1, -1):
-            if list(ids[column : column + alike]) == begins:
-                start = column
-                break
-    ends = [end + 1 + closing for end in last]
-    return list(zip([max(start, 0), *ends[:-1]], ends, strict=True)), True
-
-
-def _common(texts: Sequence[Sequence[int]]) -> int:
-    """How many ids all of these begin with alike."""
-    shortest = min(len(text) for text in texts)
-    for i in range(shortest):
-        if len({text[i] for text in texts}) > 1:
-            return i
-    return shortest
+def bare(columns: Sequence[Tensor] | Tensor) -> list[Span]:
+    """(P,) of each group, of any sizes -> the span of its placeholders."""
+    return [(int(own[0]), int(own[-1]) + 1) for own in columns]

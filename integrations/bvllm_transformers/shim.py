@@ -20,7 +20,7 @@ from bvllm_transformers.answers import answers, tokens_of_one
 from bvllm_transformers.arguments import check_seam
 from bvllm_transformers.calls import Budgeted
 from bvllm_transformers.conversation_prompts import image_pixels
-from bvllm_transformers.families import family_of
+from bvllm_transformers.families import check_served, family_of
 from bvllm_transformers.layout import (
     ImagePixels,
     Layout,
@@ -48,7 +48,7 @@ class TransformersHost:
     def config(self, model: Any) -> BalancedTokenizerConfig:
         """Without training: frames by coverage, of each the model's own tokens."""
         check_seam(model)
-        family_of(model)
+        check_served(model)
         width = model.get_input_embeddings().embedding_dim
         return BalancedTokenizerConfig(
             num_frames=None, tokens_per_frame=None, vision_width=width, llm_width=width,

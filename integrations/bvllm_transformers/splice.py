@@ -6,7 +6,7 @@ Axes: B prompts, L ids, N visual tokens of one input, D width of the language mo
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,8 @@ class Filled:
         place: where it stands. key: "video" or "image", of `mm_encoder_outputs`.
         tokens: (N, D (1 + levels)) in time order, those of the tail behind them.
         columns: (N,) int64 of the ids, ascending: the placeholders that hold them.
-        as_tensor: whether the model takes its visual tokens as one tensor.
+        as_tensor: whether the model takes its visual tokens as one tensor. more: what else it
+            reads of its encoder's output.
     """
 
     place: Place
@@ -35,6 +36,7 @@ class Filled:
     tokens: Tensor
     columns: Tensor
     as_tensor: bool
+    more: Mapping[str, Any] | None = None
 
 
 def kept_groups(filled: Filled) -> list[int]:

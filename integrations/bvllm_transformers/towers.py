@@ -7,8 +7,8 @@ the tower's deeper layers that go along with each (deepstack).
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,13 +18,18 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from bvllm_transformers.families import Family
 from bvllm_transformers.splits import Inputs
 
+# What models read of their encoder's output beside its tokens: Ovis2's embeddings of its brackets,
+# and what InstructBlipVideo only hands on to its caller.
+MORE = ("visual_indicator_features", "qformer_outputs", "vision_outputs")
+
 
 def encoder_arguments(model: Any, call: str) -> list[str]:
     """What an encoder of the model takes."""
     encoder = getattr(model.base_model, call, None)
     if encoder is None:
         return []
-    return [name for name in inspect.signature(encoder).parameters if name != "kwargs"]
+    names = inspect.signature(encoder).parameters
+    return [name for name in names if name not in ("args", "kwargs")]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,11 +39,13 @@ class Encoded:
     Args:
         tokens: (n, D (1 + levels)), a visual input after the other.
         sizes: how many are of each. as_tensor: whether it came as one tensor, not as a list.
+        more: what else the model reads of its encoder's output, that is the same of all.
     """
 
     tokens: Tensor
     sizes: list[int]
     as_tensor: bool
+    more: Mapping[str, Any] = field(default_factory=dict)
 
 
 def encode(model: Any, family: Family, inputs: Inputs, video: int, groups: Tensor) -> Encoded:
@@ -50,14 +57,12 @@ def encode(model: Any, family: Family, inputs: Inputs, video: int, groups: Tenso
     """
     arguments = family.split.take(inputs, video, groups)
     for name in encoder_arguments(model, family.call):
-        if name in arguments or inputs.get(name) is None:
-            continue
-        value = inputs[name]
-        of_each = isinstance(value, Tensor) and value.dim() == 1
-        arguments[name] = value[video : video + 1] if of_each else value
+        if name not in arguments and inputs.get(name) is not None:
+            arguments[name] = inputs[name]
     if family.pixels_as is not None:
         arguments[family.pixels_as] = arguments.pop(family.split.pixels)
-    return _encoded(getattr(model.base_model, family.call)(**arguments, return_dict=True))
+    made = _encoded(getattr(model.base_model, family.call)(**arguments, return_dict=True))
+    return replace(made, tokens=family.split.picked(inputs, video, groups, made.tokens))
 
 
 def encode_images(model: Any, inputs: Inputs) -> Encoded:
@@ -73,7 +78,8 @@ def encode_images(model: Any, inputs: Inputs) -> Encoded:
 def _encoded(out: Any) -> Encoded:
     made = out.pooler_output
     sizes = [part.shape[:-1].numel() for part in made]
-    return Encoded(with_levels(out), sizes, isinstance(made, Tensor))
+    more = {name: getattr(out, name, None) for name in MORE if hasattr(out, name)}
+    return Encoded(with_levels(out), sizes, isinstance(made, Tensor), more)
 
 
 def on_device(inputs: Inputs, device: Any) -> dict[str, Any]:
@@ -105,20 +111,22 @@ class Deepstacked(BaseModelOutputWithPooling):
     deepstack_features: Any = None
 
 
-def as_output(tokens: Sequence[Tensor], width: int, as_tensor: bool) -> Any:
+def as_output(
+    tokens: Sequence[Tensor], width: int, as_tensor: bool, more: Mapping[str, Any] | None = None
+) -> Any:
     """Tokens of all visual inputs, in the order of their placeholders, as `mm_encoder_outputs`
     takes them.
 
     Args:
         tokens: (n, D (1 + levels)) of each. width: D.
         as_tensor: whether the model wants one tensor; then (N, 1, D), as generate() with beams
-            counts what is in each row.
+            counts what is in each row. more: see `Encoded`.
     """
     parts = [part.split(width, dim=1) for part in tokens]
-    if as_tensor:
-        return BaseModelOutputWithPooling(pooler_output=torch.cat([p[0] for p in parts])[:, None])
-    first: Any = [part[0] for part in parts]  # a list, which models of several sizes take
-    made = Deepstacked(pooler_output=first)
+    own: Any = [p[0] for p in parts]  # a list, which models of several sizes take
+    made = Deepstacked(pooler_output=torch.cat(own)[:, None] if as_tensor else own)
+    for name, value in (more or {}).items():
+        setattr(made, name, value)
     if len(parts[0]) > 1:
         made.deepstack_features = [
             list(level) for level in zip(*(p[1:] for p in parts), strict=True)
