@@ -356,3 +356,12 @@ def test_a_tokenizer_of_another_scout_is_told(tmp_path: Path) -> None:
 def test_a_short_limit_is_the_scouts_own(tmp_path: Path) -> None:
     selector = RelevanceSelector.from_pretrained(tiny_clip(tmp_path / "scout", limit=20))
     assert selector.limit == 20 and len(selector.read("what is the man doing there")) > 1
+
+
+def test_hard_edges_stay_within_black_and_white(selector: RelevanceSelector) -> None:
+    """Bicubic resizing goes beyond them, where PIL stops."""
+    edges = np.zeros((1, 60, 60, 3), np.uint8)
+    edges[:, :, 30:] = 255
+    pixels = selector.files.image_processor([Image.fromarray(edges[0])], return_tensors="pt")
+    ours = selector.numbers(torch.from_numpy(edges).permute(0, 3, 1, 2) / 255)
+    assert float((ours - pixels["pixel_values"]).abs().max()) < 0.03
