@@ -145,9 +145,7 @@ def answers(lengths: Sequence[int], videos: int, seed: int) -> None:
     model, processor = HOST.demo()
     selectors = {
         "uniform": named_selector("uniform"),
-        "thumbnails, r = 0": CoverageSelector(novelty_seconds=None),
         "thumbnails, w = 40": CoverageSelector(),
-        "tower, r = 0": CoverageSelector(by="tower", novelty_seconds=None),
         "tower, w = 40": CoverageSelector(by="tower"),
     }
     models, others = {f"learned, K = {model.balanced_tokenizer.config.num_frames}": model}, []
