@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from bvllm_adapters.hosts.wrap import wrap as wrap
     from bvllm_adapters.qformer import QFormer as QFormer
     from bvllm_adapters.seeing.encoding import Encoding as Encoding
+    from bvllm_adapters.selectors.coverage import CoverageSelector as CoverageSelector
+    from bvllm_adapters.selectors.frames_of import select_frames as select_frames
+    from bvllm_adapters.selectors.relevance import RelevanceSelector as RelevanceSelector
     from bvllm_adapters.spatial_sampler import SpatialSampler as SpatialSampler
     from bvllm_adapters.temporal_merger import TemporalMerger as TemporalMerger
     from bvllm_adapters.trace import Trace as Trace
@@ -56,6 +59,9 @@ _HOMES = {
     "VisualTokens": "features",
     "QFormer": "qformer",
     "FrameSelector": "frame_selector",
+    "CoverageSelector": "selectors.coverage",
+    "RelevanceSelector": "selectors.relevance",
+    "select_frames": "selectors.frames_of",
     "TemporalMerger": "temporal_merger",
     "SpatialSampler": "spatial_sampler",
     "BudgetMerger": "budget_merger",

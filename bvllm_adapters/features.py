@@ -114,10 +114,11 @@ class Selection:
             that gradients reach; None: all.
 
     `scores` are the (T,) float32 numbers that a selector without training chose frames by; None
-    where there are none.
+    where there are none. `note` is what whoever asks should know of how the question was read.
     """
 
     scores: Tensor | None = None
+    note: str | None = None
 
     def __init__(self, weights: Tensor, size: Tensor, support: Tensor | None = None) -> None:
         self.size, self.support = size, support
@@ -139,19 +140,20 @@ class Selection:
         size: Tensor | None = None,
         *,
         scores: Tensor | None = None,
+        note: str | None = None,
     ) -> Selection:
         """Frames that are chosen whole, brought into time order.
 
         Args:
             frame: (M,) int64 indices. num_frames: T. size: (M,); None: one choice each.
-            scores: (T,) what they were chosen by.
+            scores, note: see the class.
         """
         if size is None:
             size = torch.ones(len(frame), dtype=torch.float32, device=frame.device)
         made = cls.__new__(cls)
         made.size, made.support = size, None
         made._weights, made._frame, made.num_frames = None, frame, num_frames
-        made.scores = scores
+        made.scores, made.note = scores, note
         return made.in_time_order()
 
     @classmethod

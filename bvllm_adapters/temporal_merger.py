@@ -37,7 +37,9 @@ class TemporalMerger(nn.Module):
         if selection.is_whole:  # a cosine of 1 or of 0: equal frames become one
             frame, of = selection.frame.unique(return_inverse=True)
             size = selection.size.new_zeros(len(frame)).index_add(0, of, selection.size)
-            return Selection.whole(frame, selection.num_frames, size, scores=selection.scores)
+            return Selection.whole(
+                frame, selection.num_frames, size, scores=selection.scores, note=selection.note
+            )
         members = leader_clusters(selection.weights.detach(), self.threshold)
         size = members @ selection.size
         # A choice that already holds several counts as often.

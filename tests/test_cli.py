@@ -148,7 +148,8 @@ def test_the_console_command_is_installed():
 # --- how a command ends ---------------------------------------------------------------------------
 
 WORDS = {
-    "demo": [], "ask": ["a.mp4", "?"], "hosts": [], "train": ["a.yaml"], "evaluate": ["needle"],
+    "demo": [], "ask": ["a.mp4", "?"], "select": ["a.mp4", "--out", "a"], "hosts": [],
+    "train": ["a.yaml"], "evaluate": ["needle"],
     "bench": [], "plan": ["3"],
 }  # fmt: skip
 

@@ -13,11 +13,12 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from typing import NoReturn
 
-from bvllm_adapters.cli import ask, bench, demo, evaluate, hosts, plan, train
+from bvllm_adapters.cli import ask, bench, demo, evaluate, hosts, plan, select, train
 
 COMMANDS = {
     "demo": demo,
     "ask": ask,
+    "select": select,
     "hosts": hosts,
     "train": train,
     "evaluate": evaluate,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +34,8 @@ class CoverageSelector(nn.Module):
         smooth_seconds: over which novelty is averaged, against flashes; 0: not at all.
         novelty_seconds: before and after a frame, what it is new against; None: all frames are
             equally new, which makes this k-center with coverage.
-        by: "thumbnails", frames of 16 x 16 pixels, or "tower", the host's own features.
+        by: what sees the frames: "thumbnails", of 16 x 16 pixels; "tower", the host's own; or a
+            module with `see`, such as a `RelevanceSelector`, whose scout it then is.
         choose: in place of covered MMR, see `bvllm_adapters.selectors.choosers`.
     """
 
@@ -45,26 +46,30 @@ class CoverageSelector(nn.Module):
         coverage: float = 0.5,
         smooth_seconds: float = 3.0,
         novelty_seconds: float | None = 40.0,
-        by: Literal["thumbnails", "tower"] = "thumbnails",
+        by: Literal["thumbnails", "tower"] | nn.Module = "thumbnails",
         choose: Chooser | None = None,
     ) -> None:
         super().__init__()
-        check_choice("by", by, ("thumbnails", "tower"))
+        self.scout: Any = by if hasattr(by, "see") else None
+        if self.scout is None:
+            check_choice("by", by, ("thumbnails", "tower"))
         check_number("smooth_seconds", smooth_seconds, least=0)
         if novelty_seconds is not None:
             check_number("novelty_seconds", novelty_seconds, above=0)
         self.choose = choose or covered(diversity, coverage)
         self.diversity, self.coverage = diversity, coverage
-        self.smooth_seconds, self.novelty_seconds, self.by = smooth_seconds, novelty_seconds, by
+        self.smooth_seconds, self.novelty_seconds = smooth_seconds, novelty_seconds
+        self.by = by if isinstance(by, str) else "scout"
 
     @property
     def sees(self) -> bool:
         """Whether `see` makes the features; else they are the host's own tower's."""
-        return self.by == "thumbnails"
+        return self.by != "tower"
 
     def see(self, frames: Tensor) -> Tensor:
         """(k, 3, H, W) RGB from 0 to 1 -> (k, C') what forward() chooses by."""
-        return thumbnails(frames)
+        seen: Tensor = thumbnails(frames) if self.scout is None else self.scout.see(frames)
+        return seen
 
     def forward(
         self,
@@ -96,7 +101,7 @@ class CoverageSelector(nn.Module):
         """(T, C') -> (T,) float32 novelty of each frame, from 0 to 1."""
         if self.novelty_seconds is None:
             return torch.zeros(len(cls), device=cls.device)
-        if not self.sees:  # thumbnails are of one scale: a dark frame is no bright one
+        if self.by != "thumbnails":  # which are of one scale: a dark frame is no bright one
             cls = F.normalize(cls.float(), dim=1)
         return novelty(cls, seconds, self.novelty_seconds, self.smooth_seconds).to(cls.device)
 

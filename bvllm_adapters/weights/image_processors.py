@@ -22,13 +22,19 @@ def by_pil(family: str) -> Any:
 
 
 def read_image_processor(family: str, folder: Path) -> Any:
-    """That of preprocessor_config.json in a folder.
+    """That of preprocessor_config.json in a folder or, as transformers 5 saves it with a tokenizer,
+    of processor_config.json.
 
     Raises:
         CheckpointError: for a file that cannot be read, or settings that make no pictures.
     """
-    file = folder / "preprocessor_config.json"
-    values = read_json(file)
+    file, both = folder / "preprocessor_config.json", folder / "processor_config.json"
+    if both.is_file() and not file.is_file():
+        file, values = both, read_json(both).get("image_processor")
+        if not isinstance(values, dict):
+            raise CheckpointError(f"{file}: got no image_processor, wanted its settings")
+    else:
+        values = read_json(file)
     with blamed(file):
         processor = by_pil(family).from_dict(values)
     check_image_processor(file, values, processor)

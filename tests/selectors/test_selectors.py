@@ -18,7 +18,7 @@ from bvllm_adapters.selectors.coverage import CoverageSelector
 from bvllm_adapters.selectors.names import BLIND, CHOOSING, named_selector
 from bvllm_adapters.temporal_merger import TemporalMerger
 
-NAMES = [*CHOOSING, *BLIND]
+NAMES = [name for name in (*CHOOSING, *BLIND) if name != "relevance"]
 
 
 def features(count: int, seed: int = 0, width: int = 12) -> Tensor:
@@ -206,7 +206,7 @@ def test_wrong_settings_are_named(settings: dict[str, Any], message: str) -> Non
 def test_unknown_names_are_told() -> None:
     with pytest.raises(ValueError, match="selector: got 'magic', wanted one of"):
         named_selector("magic")
-    with pytest.raises(ValueError, match="relevance needs a scout"):
+    with pytest.raises(ValueError, match="got 'relevance' without a scout, wanted scout="):
         named_selector("relevance")
     with pytest.raises(ValueError, match="seed: got -1"):
         named_selector("random", seed=-1)

@@ -1,0 +1,190 @@
+"""The chosen frames of a video, for a model that cannot be opened: an API, a server.
+
+Frames are read twice: all of them a few at a time, of which a feature each is kept, then those that
+were chosen. Axes: T frames read, K chosen, H and W of the upright picture.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from bvllm_adapters.checks import check_count
+from bvllm_adapters.features import Selection
+from bvllm_adapters.selectors.names import named_selector
+from bvllm_adapters.video.frames import (
+    Frames,
+    FrameSource,
+    Indices,
+    Progress,
+    SourceChanged,
+    Video,
+    VideoError,
+)
+from bvllm_adapters.video.prefetch import ahead
+from bvllm_adapters.video.read import Source, open_source
+from bvllm_adapters.weights.device import device_of
+
+MOST_VALUES = 2**25  # of the pixels that are looked at together
+MOST_FRAMES = 32  # likewise
+CHUNKS_AHEAD = 1  # that are decoded while others are looked at
+
+
+@dataclass(frozen=True, eq=False)
+class ChosenFrames(Video):
+    """The frames chosen of one source, with their times, as `read_video` gives all.
+
+    Args:
+        index: (K,) int64 which of the T frames read each is.
+        scores: (K,) float32 what each was chosen by, from 0 to 1; None where nothing was looked at.
+        selection: of all T frames: `selection.scores` has the others' too, and `selection.note`
+            what is to be known of how the question was read.
+    """
+
+    index: Indices
+    scores: npt.NDArray[np.float32] | None
+    selection: Selection
+
+
+def select_frames(
+    video: Source,
+    question: str = "",
+    *,
+    num_frames: int = 32,
+    selector: str | nn.Module = "coverage",
+    fps: float | None = 1.0,
+    start: float | None = None,
+    end: float | None = None,
+    max_frames: int | None = None,
+    query: str | None = None,
+    progress: Progress | None = None,
+) -> ChosenFrames:
+    """Choose frames of a video by what they show, without the model that will see them.
+
+    Of an image it is that image. No more than the chosen frames are held, beside a few that are
+    being looked at and a feature of each of the others.
+
+    Args:
+        video, fps, start, end, max_frames: what is chosen from, see `read_video`.
+        question: for a `RelevanceSelector`; may be empty.
+        num_frames: K, how many frames are chosen, if there are as many.
+        selector: "coverage" or another name of `named_selector`, or a selector that sees frames
+            itself, such as `RelevanceSelector.from_pretrained(...)`, on whichever device it is.
+        query: what a scout reads in place of the question, as it is.
+        progress: called with (frames read, frames to read), in another thread: all, then those
+            that were chosen.
+
+    Raises:
+        VideoError: the source cannot be read, or changed meanwhile. ValueError, TypeError: an
+            argument is wrong; names it, what came and what was wanted.
+
+    Warns:
+        VideoWarning: the file is damaged.
+    """
+    check_count("num_frames", num_frames)
+    if not isinstance(question, str):
+        raise TypeError(f"question: got {type(question).__name__}, wanted a string")
+    chooser, how = _selector(selector, query)
+    source = open_source(video, fps=fps, start=start, end=end, max_frames=max_frames)
+    while True:
+        try:
+            return _chosen(source, chooser, question, num_frames, progress, how)
+        except SourceChanged as change:  # it is damaged, and only decoding showed where
+            source = change.source
+
+
+def _selector(given: str | nn.Module, query: str | None) -> tuple[Any, dict[str, str]]:
+    """A selector that can do without a model, and what else it is called with."""
+    chooser: Any = named_selector(given).eval() if isinstance(given, str) else given
+    if not isinstance(chooser, nn.Module) or not hasattr(chooser, "sees"):
+        raise TypeError(
+            f"selector: got a {type(given).__name__}, wanted a name or a selector that sees frames"
+        )
+    if not chooser.sees:
+        raise ValueError(
+            "selector: got one that chooses by the features of a model, wanted one that sees "
+            "frames itself, as no model is here"
+        )
+    if query is None:
+        return chooser, {}
+    if not hasattr(chooser, "read"):
+        raise ValueError(
+            f"query: got {query!r}, wanted None, as a {type(chooser).__name__} reads no question"
+        )
+    return chooser, {"query": query}
+
+
+def _chosen(
+    source: FrameSource,
+    selector: Any,
+    question: str,
+    num_frames: int,
+    progress: Progress | None,
+    how: dict[str, str],
+) -> ChosenFrames:
+    count = len(source)
+    marks: list[int] = []
+    unseen = count == 1 or getattr(selector, "blind", False)
+    steps = min(num_frames, count) + (0 if unseen else count)
+    if unseen:
+        cls = torch.zeros(count, 1)
+    else:
+        chunks = _read_chunks(source, marks, lambda done: progress and progress(done, steps))
+        with ahead(chunks, CHUNKS_AHEAD) as ready:
+            cls = torch.cat([_seen(selector, frames) for frames in ready])
+    if count == 1:  # an image, or a video of one frame, has nothing to choose from
+        selection = Selection.everything(1)
+    else:
+        seconds = torch.from_numpy(source.seconds)
+        selection = selector(cls, question, seconds=seconds, num_frames=num_frames, **how)
+    index = selection.frame.cpu().numpy()
+    frames = np.empty(0, np.uint8)
+    for i, frame in enumerate(source.read(index)):
+        if marks and zlib.crc32(np.ascontiguousarray(frame).data) != marks[index[i]]:
+            raise VideoError(f"{source.source}: has changed since its frames were looked at")
+        if i == 0:
+            frames = np.empty((len(index), *frame.shape), np.uint8)
+        frames[i] = frame
+        if progress is not None:
+            progress(steps - len(index) + i + 1, steps)
+    scores = selection.scores
+    return ChosenFrames(
+        frames=frames,
+        seconds=source.seconds[index],
+        source=source.source,
+        is_image=source.is_image,
+        frame_count=source.frame_count,
+        duration=source.duration,
+        index=index,
+        scores=None if scores is None else scores.cpu().numpy()[index],
+        selection=selection,
+    )
+
+
+def _read_chunks(source: FrameSource, marks: list[int], progress: Any) -> Iterator[Frames]:
+    """(k, H, W, 3) neighbours, as many as are looked at together; the marks by which frames are
+    known again go into `marks`."""
+    held: list[Frames] = []
+    for done, frame in enumerate(source.read(np.arange(len(source))), start=1):
+        marks.append(zlib.crc32(np.ascontiguousarray(frame).data))
+        held.append(frame)
+        progress(done)
+        full = len(held) == MOST_FRAMES or (len(held) + 1) * frame.size > MOST_VALUES
+        if full or done == len(source):
+            yield np.stack(held)
+            held = []
+
+
+@torch.no_grad()
+def _seen(selector: Any, frames: Frames) -> Tensor:
+    """(k, H, W, 3) uint8 -> (k, C') features, on the CPU."""
+    pixels = torch.from_numpy(frames).to(device_of(selector)).permute(0, 3, 1, 2)
+    seen: Tensor = selector.see(pixels.float() / 255)
+    return seen.cpu()
