@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from statistics import fmean
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 
 from bvllm_adapters.selectors.coverage import CoverageSelector
 from bvllm_adapters.selectors.names import CHOOSING, named_selector
-from bvllm_adapters.selectors.scores import min_max, smoothed
+from bvllm_adapters.selectors.relevance import RelevanceSelector
 
 NOVELTY: dict[str, dict[str, Any]] = {
     "r = 0": {"novelty_seconds": None},
@@ -38,23 +40,20 @@ WORLDS: dict[tuple[Any, float], tuple[int, ...]] = {
 USUAL, GLOBAL = "events .06, K = 32", "global .06, K = 32"
 
 
-class PlantedRelevance(CoverageSelector):
-    """What chooses by the scores of a scout, given those of a planted world.
+class PlantedRelevance(RelevanceSelector):
+    """`RelevanceSelector`, but for a scout: frames and questions of a world are vectors already."""
 
-    Args:
-        novelty: how much local novelty counts beside relevance.
-    """
-
-    def __init__(self, *, novelty: float = 0.0, **settings: Any) -> None:
-        super().__init__(by="tower", **settings)
-        self.novelty = novelty
+    def __init__(self, **settings: Any) -> None:
+        parts = ("tokenizer", "numbers", "image_processor")
+        nothing: Any = SimpleNamespace(model=nn.Identity(), family="", **dict.fromkeys(parts))
+        super().__init__(nothing, **settings)
         self.question = torch.empty(0)
 
-    def scores(self, cls: Tensor, seconds: Tensor) -> Tensor:
-        relevance = min_max(smoothed(cls @ self.question, seconds, self.smooth_seconds))
-        if self.novelty:
-            relevance = min_max(relevance + self.novelty * super().scores(cls, seconds))
-        return relevance
+    def read(self, text: str) -> list[str]:
+        return [text]
+
+    def embed(self, parts: Sequence[str]) -> Tensor:
+        return self.question[None]
 
 
 def world_selectors() -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
