@@ -199,7 +199,7 @@ class EncodedVideo:
             patches_per_frame=each,
             beside=getattr(self.sight.layout, "beside", 0),
             layout=self.sight.layout,
-            room=None if each is None else each * len(rows),
+            room=each * len(rows) if each is not None and len(rows) > 1 else None,
         )
 
     def _rows(self, seen: int) -> tuple[list[int], list[float]]:

@@ -20,8 +20,8 @@ from bvllm_transformers.arguments import Inputs, check_inputs, pad_of, with_type
 from bvllm_transformers.families import Family, family_of
 from bvllm_transformers.glimpse import blurred, pictures
 from bvllm_transformers.placeholders import Place
-from bvllm_transformers.placing import check_room, placed
 from bvllm_transformers.places import holes_of_images, kept_of, places_of_videos
+from bvllm_transformers.placing import check_room, placed
 from bvllm_transformers.prompt_text import questions_of
 from bvllm_transformers.splice import Filled, Positions, spliced
 from bvllm_transformers.towers import as_output, encode, encode_images, encoder_arguments
@@ -131,9 +131,8 @@ def look(model: Any, family: Family, inputs: Inputs, place: Place) -> Seen:
     elif getattr(selector, "sees", False):
         cls = glance(model, selector, family, inputs, place)
     else:
-        every = read(torch.arange(groups))
-        cls = every[..., : tokenizer.config.llm_width].mean(dim=1)
-        patches = rows_of(every)
+        tokens = read(torch.arange(groups))
+        cls, patches = tokens[..., : tokenizer.config.llm_width].mean(dim=1), rows_of(tokens)
     device = inputs[family.split.pixels].device
     seen.features = FrameFeatures(
         cls.to(device), patches, patches_per_frame=each, beside=len(place.tail), room=groups * each
@@ -154,7 +153,7 @@ def check_sampled(tokenizer: BalancedTokenizer, each: int) -> None:
 
 
 def rows_of(tokens: Tensor) -> PatchReader:
-    """(T, P, W) tokens of any width, as what gives those of the groups asked for."""
+    """(T, P, D (1 + levels)) tokens as a function, as which they may be wider than words are."""
     return lambda indices: tokens[indices.to(tokens.device)]
 
 
@@ -201,7 +200,7 @@ def images_of(model: Any, family: Family, inputs: Inputs) -> list[Seen]:
         nothing = tokens.new_zeros(1, tokenizer.config.selection_width)  # to choose by
         own = rows_of(own_width(tokenizer, tokens)[None])
         found.append(Seen(place, "image", tokens[:0], encoded.as_tensor, encoded.more))
-        found[-1].features = FrameFeatures(nothing, own, room=len(tokens))
+        found[-1].features = FrameFeatures(nothing, own, patches_per_frame=len(tokens))
     return found
 
 
@@ -214,31 +213,12 @@ def fill(
         [each.features for each in seen], [questions[row] for row in rows], prompts=rows
     )
     return [
-        filled_by(each.place, each.key, tokens, each.tail, each.as_tensor, each.more)
+        filled_by(
+            each.place, each.key, tokens, placed_in(tokens, *each.place.columns.shape),
+            tail=each.tail, as_tensor=each.as_tensor, more=each.more,
+        )
         for each, tokens in zip(seen, made, strict=True)
-    ]
-
-
-def filled_by(
-    place: Place,
-    key: str,
-    made: VisualTokens,
-    tail: Tensor | None,
-    as_tensor: bool,
-    more: Mapping[str, Any] | None = None,
-    at: tuple[Tensor, Tensor] | None = None,
-) -> Filled:
-    """Tokens in their places, with those of no frame behind them if the budget has room.
-
-    Args:
-        at: (N,) groups of `place` and places in them where tokens stand; None: see `placed`.
-    """
-    groups, inside = placed_in(made, *place.columns.shape) if at is None else at
-    tokens, columns = made.tokens, place.columns[groups, inside]
-    if made.beside and tail is not None:
-        tokens = torch.cat([tokens, tail.to(tokens)])
-        columns = torch.cat([columns, torch.tensor(place.tail)])
-    return Filled(place, key, tokens, columns, as_tensor, more)
+    ]  # fmt: skip
 
 
 def placed_in(made: VisualTokens, groups: int, each: int) -> tuple[Tensor, Tensor]:
@@ -246,6 +226,28 @@ def placed_in(made: VisualTokens, groups: int, each: int) -> tuple[Tensor, Tenso
     if made.place is None:
         raise ValueError("budget_merger: got tokens without place, wanted one that says theirs")
     return placed(made.frame.cpu(), made.place.cpu(), groups, each)
+
+
+def filled_by(
+    place: Place,
+    key: str,
+    made: VisualTokens,
+    at: tuple[Tensor, Tensor],
+    *,
+    tail: Tensor | None,
+    as_tensor: bool,
+    more: Mapping[str, Any] | None = None,
+) -> Filled:
+    """Tokens in their places, with those of no frame behind them if the budget has room.
+
+    Args:
+        at: (N,) groups of `place`, and places in them, where tokens stand.
+    """
+    tokens, columns = made.tokens, place.columns[at]
+    if made.beside and tail is not None:
+        tokens = torch.cat([tokens, tail.to(tokens)])
+        columns = torch.cat([columns, torch.tensor(place.tail)])
+    return Filled(place, key, tokens, columns, as_tensor, more)
 
 
 def put_together(
