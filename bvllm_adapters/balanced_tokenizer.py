@@ -39,11 +39,11 @@ from bvllm_adapters.question import (
 )
 from bvllm_adapters.scout import check_widths
 from bvllm_adapters.selectors.choosing import choose
+from bvllm_adapters.selectors.saved import PretrainedWithScout
 from bvllm_adapters.spatial_sampler import knows_counts
-from bvllm_adapters.weights.pretrained import Pretrained
 
 
-class BalancedTokenizer(Pretrained, nn.Module):
+class BalancedTokenizer(PretrainedWithScout, nn.Module):
     """Frames of a video and a question in, a bounded number of visual tokens out.
 
     Axes: T frames, P patches, C vision width, M chosen frames, R tokens per frame, H Q-Former
