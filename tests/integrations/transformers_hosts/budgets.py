@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from bvllm_transformers import budget
 from prompts import CLIPS, PACKED, PIXELS, placeholders
 from tiny import Family, Inputs
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch import Tensor
 import bvllm_adapters as bvllm
 from bvllm_adapters.budget_merger import BudgetMerger
 from bvllm_adapters.features import Selection, VisualTokens
+from bvllm_transformers import budget
 
 HOST = "bvllm_transformers:HOST"
 PLENTY = 10**6
