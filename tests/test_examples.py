@@ -23,6 +23,27 @@ def test_property_test_budget(tmp_path):
     assert "no budget was exceeded" in out.stdout
 
 
+@pytest.mark.parametrize(
+    ("table", "best", "worst"),
+    [
+        ("worlds", "relevance", "uniform"),
+        ("needles", "tower, w = 40, not smoothed", "uniform"),
+        ("answers", "learned, K = 4", "uniform, K = 4"),
+        ("footage", "thumbnails, w = 40", "uniform"),
+    ],
+)
+def test_frame_selectors_are_compared(tmp_path, table, best, worst):
+    out = subprocess.run(
+        [sys.executable, EXAMPLES / "frame_selectors.py", table, "--quick"],
+        cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert out.returncode == 0, out.stderr
+    first = re.compile(r"^\| (.+?) \| (\d\.\d\d) \[(\d\.\d\d), (\d\.\d\d)\]", re.M)
+    told = {name: tuple(map(float, shares)) for name, *shares in first.findall(out.stdout)}
+    assert all(low <= share <= high for share, low, high in told.values())
+    assert told[best][0] > told[worst][0]
+
+
 @pytest.mark.slow
 def test_the_demo_can_be_trained(tmp_path):
     """All four stages, a few steps of each, into a folder that the library loads and measures."""

@@ -186,5 +186,5 @@ def _read_chunks(source: FrameSource, marks: list[int], progress: Any) -> Iterat
 def _seen(selector: Any, frames: Frames) -> Tensor:
     """(k, H, W, 3) uint8 -> (k, C') features, on the CPU."""
     pixels = torch.from_numpy(frames).to(device_of(selector)).permute(0, 3, 1, 2)
-    seen: Tensor = selector.see(pixels.float() / 255)
+    seen: Tensor = selector.see(pixels.float().div_(255))
     return seen.cpu()

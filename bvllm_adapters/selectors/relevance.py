@@ -19,6 +19,7 @@ from bvllm_adapters.selectors.scores import min_max, smoothed
 from bvllm_adapters.selectors.scout_files import ScoutFiles, read_scout
 from bvllm_adapters.weights.device import device_of
 from bvllm_adapters.weights.hub import local_folder
+from bvllm_adapters.weights.json_file import blamed
 from bvllm_adapters.weights.whole import saved_whole
 
 
@@ -88,7 +89,12 @@ class RelevanceSelector(nn.Module):
             FileNotFoundError: there is no such folder. CheckpointError: its files cannot be read,
             do not fit one another, or are of another kind of model.
         """
-        return cls(read_scout(local_folder(source, "config.json", revision), dtype), **settings)
+        folder = local_folder(source, "config.json", revision)
+        selector = cls(read_scout(folder, dtype), **settings)
+        with blamed(folder):  # settings that it was made with, but cannot work by
+            selector.embed(selector.read("What?"))
+            selector.see(torch.zeros(1, 3, 32, 32))
+        return selector
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the scout as transformers does, for `from_pretrained`; whole or not at all."""

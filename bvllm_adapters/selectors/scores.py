@@ -14,8 +14,14 @@ _COLUMNS = 64  # of the features at once: novelty takes T x 64 numbers beside th
 
 
 def min_max(scores: Tensor) -> Tensor:
-    """(T,) -> (T,) float32 on the CPU from 0 to 1; 0 where all are equal but for rounding."""
+    """(T,) -> (T,) float32 on the CPU from 0 to 1; 0 where all are equal but for rounding.
+
+    Raises:
+        ValueError: for NaN or inf.
+    """
     scores = scores.detach().cpu().double()
+    if not bool(scores.isfinite().all()):
+        raise ValueError("scores: got NaN or inf, wanted finite numbers")
     least, most = scores.amin(), scores.amax()
     if most - least <= _ROUNDING * scores.abs().amax():
         return torch.zeros_like(scores, dtype=torch.float32)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -17,12 +18,15 @@ from torch import Tensor
 from bvllm_adapters.features import Selection, VisualTokens
 from bvllm_adapters.hosts.generation import Replies, settled
 from bvllm_adapters.weights.device import device_of
-from bvllm_transformers.budget import filled_by, places_of_videos, put_together
+from bvllm_transformers.budget import filled_by, put_together
 from bvllm_transformers.conversation_prompts import prompt_inputs
 from bvllm_transformers.families import Family, family_of
 from bvllm_transformers.layout import Layout, frames_per_look
 from bvllm_transformers.new_ids import seeing_new_ids
+from bvllm_transformers.placeholders import Place
+from bvllm_transformers.places import places_of_videos
 from bvllm_transformers.splits import Grid
+from bvllm_transformers.towers import encode_images, on_device
 
 
 def answers(
@@ -73,22 +77,39 @@ def _prompt(
     """The arguments of one prompt, of which the visual tokens are given."""
     frame, layout = visual.frame.cpu(), visual.layout
     # Where only its place among all groups says when a group is shown, all of them stand there.
-    all_of_them = hasattr(model.base_model, "get_rope_index") and not _has_words(model, processor)
+    by_place = hasattr(model.base_model, "get_rope_index") and not layout.is_image
+    all_of_them = by_place and not _has_words(model, processor)
     shown = torch.arange(len(visual.seconds)) if all_of_them else frame.unique()
     inputs = prompt_inputs(
         processor, layout, visual.seconds.cpu()[shown], question,
         frames_per_look=frames_per_look(family, processor), history=history, system=system,
     )  # fmt: skip
-    device = device_of(model.get_input_embeddings())
-    inputs = {
-        name: value.to(device) if isinstance(value, Tensor) and not value.is_meta else value
-        for name, value in inputs.items()
-    }
-    (place,) = places_of_videos(model, family, inputs)
+    inputs = on_device(inputs, device_of(model.get_input_embeddings()))
+    if layout.is_image:
+        place, key, as_tensor = _place_of_image(model, inputs), "image", _as_tensor(model, inputs)
+    else:
+        (place,) = places_of_videos(model, family, inputs)
+        key, as_tensor = family.key, not isinstance(family.split, Grid)
     shifted = replace(visual, selection=_among(visual.selection, shown))
-    as_tensor = not isinstance(family.split, Grid)
-    filled = filled_by(place, family.key, shifted, _tail(model, family), as_tensor)
+    filled = filled_by(place, key, shifted, _tail(model, family), as_tensor)
     return put_together(model, family, inputs, [filled])
+
+
+def _place_of_image(model: Any, inputs: dict[str, Any]) -> Place:
+    """Where the one image of a prompt stands."""
+    columns = (inputs["input_ids"][0].cpu() == model.config.image_token_id).nonzero().T
+    span = int(columns[0, 0]), int(columns[0, -1]) + 1
+    return Place(0, 0, columns, [], [span], False, is_video=False)
+
+
+_tensors: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+
+
+def _as_tensor(model: Any, inputs: dict[str, Any]) -> bool:
+    """Whether the model's images come as one tensor; looked at once, as only a look tells."""
+    if model not in _tensors:
+        _tensors[model] = encode_images(model, inputs).as_tensor
+    return _tensors[model]
 
 
 def _among(selection: Selection, shown: Tensor) -> Selection:

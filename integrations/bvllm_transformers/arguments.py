@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 
+from bvllm_adapters.hosts.host import HostError
 from bvllm_adapters.hosts.language_model import CACHE_NAMES as CACHES
 from bvllm_transformers.families import Family
 
@@ -24,6 +26,15 @@ _ONLY_IDS = {
     "shift_labels": "labels, as the word behind an id may go",
     "cu_seq_lens_q": "prompts that are not packed",
 }
+
+
+def check_seam(model: Any) -> None:
+    """HostError where the transformers installed gives its models no way in for visual tokens."""
+    if "mm_encoder_outputs" not in inspect.signature(type(model).forward).parameters:
+        raise HostError(
+            f"a {type(model).__name__} needs transformers >= 5.18 to be put under a budget, this "
+            f"is {transformers.__version__}; bvllm.select_frames chooses frames with any version"
+        )
 
 
 def check_inputs(inputs: Inputs) -> None:

@@ -130,8 +130,8 @@ def look(model: Any, family: Family, inputs: Inputs, place: Place) -> Seen:
     elif getattr(selector, "sees", False):
         cls = glance(model, selector, family, inputs, place)
     else:
-        patches = read(torch.arange(groups))
-        cls = patches[..., : tokenizer.config.llm_width].mean(dim=1)
+        tokens = read(torch.arange(groups))
+        cls, patches = tokens[..., : tokenizer.config.llm_width].mean(dim=1), _held(tokens)
     device = inputs[family.split.pixels].device
     features = FrameFeatures(
         cls.to(device), patches, patches_per_frame=each, beside=len(place.tail)
@@ -154,6 +154,11 @@ def glance(model: Any, selector: Any, family: Family, inputs: Inputs, place: Pla
             )
         found = blurred(*which)
     return torch.cat([selector.see(chunk) for chunk in found.split(CHUNK)])
+
+
+def _held(tokens: Tensor) -> PatchReader:
+    """(T, P, D (1 + levels)) tokens as a function, as which they may be wider than words are."""
+    return lambda indices: tokens[indices.to(tokens.device)]
 
 
 def images_of(model: Any, family: Family, inputs: Inputs) -> list[Seen]:
@@ -179,7 +184,9 @@ def images_of(model: Any, family: Family, inputs: Inputs) -> list[Seen]:
         place = Place(
             row, i, where[None, :, 1].cpu(), [], [(first, last + 1)], False, is_video=False
         )
-        features = FrameFeatures(tokens.new_zeros(1, 1), tokens[None])
+        features = FrameFeatures(
+            tokens.new_zeros(1, 1), _held(tokens[None]), patches_per_frame=len(tokens)
+        )
         found.append(Seen(place, "image", features, tokens[:0], encoded.as_tensor, encoded.more))
     return found
 

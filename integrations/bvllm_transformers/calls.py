@@ -104,6 +104,7 @@ def _generate(model: Any, original: Any, given: dict[str, Any]) -> Any:
     return out
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _budgeted(model: Any, given: Mapping[str, Any]) -> tuple[dict[str, Any], Tensor | None]:
     """The arguments that keep the budget, and (B, L') where each id stood, -1 at padding; None:
     nothing has gone, and the arguments are the caller's own."""

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from bvllm_adapters.hosts.turns import special_tokens, turns_of
 from bvllm_adapters.question import without
-from bvllm_transformers.layout import Layout, ghosts
+from bvllm_transformers.layout import ImagePixels, Layout, Pictures, ghosts
 
 
 def prompt_inputs(
@@ -39,14 +40,16 @@ def prompt_inputs(
             "processor: got one without chat_template, wanted that of a chat model: it says how "
             "a question becomes a prompt"
         )
+    kind = "image" if layout.is_image else "video"
     words = special_tokens(processor.tokenizer) | tokens_of_visuals(processor)
     turns = turns_of(question, history, words)
     messages = [] if system is None else [_message("system", without(system, words))]
     for i, turn in enumerate(turns):
-        messages.append(
-            _message("assistant" if i % 2 else "user", turn, "video" if i == 0 else None)
-        )
+        messages.append(_message(("user", "assistant")[i % 2], turn, None if i else kind))
     text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    if layout.is_image:
+        blank = np.zeros((layout.height, layout.width, 3), np.uint8)
+        return with_image(processor, text, blank)
     frames = ghosts(len(seconds) * frames_per_look, layout.height, layout.width)
     video: dict[str, Any] = {
         "do_sample_frames": False,
@@ -58,6 +61,20 @@ def prompt_inputs(
     if hasattr(processor.video_processor, "use_token_compression"):
         video["use_token_compression"] = False
     return dict(processor(text=[text], videos=[frames], return_tensors="pt", videos_kwargs=video))
+
+
+def image_pixels(processor: Any, picture: Pictures) -> ImagePixels:
+    """(H, W, 3) uint8 RGB, as the processor makes it for a prompt."""
+    message = _message("user", "", "image")
+    made = with_image(processor, processor.apply_chat_template([message], tokenize=False), picture)
+    rows = made["input_ids"].shape
+    of_prompt = [name for name, value in made.items() if getattr(value, "shape", None) == rows]
+    return ImagePixels({name: made[name] for name in made if name not in of_prompt})
+
+
+def with_image(processor: Any, text: str, picture: Pictures) -> dict[str, Any]:
+    """The arguments of a prompt that has one image."""
+    return dict(processor(text=[text], images=[picture], return_tensors="pt"))
 
 
 def _message(role: str, text: str, visual: str | None = None) -> dict[str, Any]:

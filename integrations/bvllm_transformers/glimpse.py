@@ -68,7 +68,8 @@ def _of_grid(config: Any, split: Grid, taken: Mapping[str, Any], count: int) -> 
     pictures = torch.cat(known)
     if len(pictures) % count:
         return None
-    return pictures.unflatten(0, (count, -1)).mean(dim=1)
+    groups: Tensor = pictures.unflatten(0, (count, -1))
+    return groups.mean(dim=1)
 
 
 def _of_columns(pixels: Tensor, sizes: Tensor) -> Tensor | None:

@@ -6,7 +6,7 @@ Axes: k groups (see `splits`) of n frames, H and W of a picture, P tokens of a g
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,7 @@ class Layout:
     patches_per_frame: int
     scaled: bool = False
     beside: int = 0
+    is_image: bool = False
 
 
 def frames_per_look(family: Family, processor: Any) -> int:
@@ -128,6 +129,22 @@ def video_pixels(processor: Any, frames: Pictures, layout: Layout | None) -> Ten
     name = "pixel_values_videos" if "pixel_values_videos" in made else "pixel_values"
     whole: Tensor = made[name]
     return whole.reshape(len(groups), *whole.shape[-3:])
+
+
+@dataclass(frozen=True, eq=False)
+class ImagePixels:
+    """One image: the arguments of forward() that hold it, as the image processor makes them."""
+
+    inputs: Mapping[str, Any]
+
+    def __len__(self) -> int:
+        return 1
+
+    @property
+    def tensor(self) -> Tensor:
+        """Its pixels alone."""
+        pixels: Tensor = self.inputs["pixel_values"]
+        return pixels
 
 
 def encoder_inputs(family: Family, pixels: Tensor) -> dict[str, Any]:

@@ -71,7 +71,8 @@ class Segments(Grid):
         each = len(tokens) // int(looked[:, 0].sum())  # those of a prompt are of one size
         begins = looked[:, 0].cumsum(0) - looked[:, 0]
         at = begins[torch.searchsorted(segments.unique(), segments)] + first
-        return tokens.unflatten(0, (-1, each))[at.to(tokens.device)].flatten(0, 1)
+        frames: Tensor = tokens.unflatten(0, (-1, each))[at.to(tokens.device)]
+        return frames.flatten(0, 1)
 
     def reduced(self, inputs: Inputs, kept: Sequence[Tensor]) -> dict[str, Any]:
         return {}

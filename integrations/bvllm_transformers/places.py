@@ -31,7 +31,7 @@ def places_of_videos(model: Any, family: Family, inputs: Inputs) -> list[Place]:
 def placeholders_of(model: Any, family: Family, inputs: Inputs, images: bool = False) -> Tensor:
     """(B, L) bool, those of videos or of images."""
     ids: Tensor = inputs["input_ids"]
-    holes = ids == getattr(model.config, "image_token_id" if images else family.token)
+    holes: Tensor = ids == getattr(model.config, "image_token_id" if images else family.token)
     if not family.shares_token or "pixel_values" not in inputs or family.split.pixels not in inputs:
         return holes
     if family.key == "video" and not hasattr(model.config, "video_start_token_id"):
@@ -45,7 +45,8 @@ def placeholders_of(model: Any, family: Family, inputs: Inputs, images: bool = F
             "mm_token_type_ids: got None, wanted those that the processor gives: this model's "
             "frames and images have one placeholder"
         )
-    return holes & ((types == VIDEO) != images)
+    of_videos: Tensor = types == VIDEO
+    return holes & (of_videos != images)
 
 
 def holes_of_images(model: Any, family: Family, inputs: Inputs) -> Tensor | None:

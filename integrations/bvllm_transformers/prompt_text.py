@@ -155,6 +155,8 @@ def _brackets(processor: Any, shaped: Any) -> tuple[str, str]:
         again, after = rest.split(_SAID[2])
     except Exception:  # a template raises what it likes; then it does not help
         return "", ""
+    if "'text'" in text:  # it takes words alone, and printed the list of parts
+        return "", ""
     opens = _alike(before[::-1], again[::-1])[::-1]
     return opens.strip(), _alike(between, after).strip()
 

@@ -17,16 +17,19 @@ from bvllm_adapters.hosts.base import tokenizer_of
 from bvllm_adapters.hosts.generation import Replies
 from bvllm_adapters.weights.device import device_of
 from bvllm_transformers.answers import answers, tokens_of_one
+from bvllm_transformers.arguments import check_seam
 from bvllm_transformers.calls import Budgeted
+from bvllm_transformers.conversation_prompts import image_pixels
 from bvllm_transformers.families import check_served, family_of
 from bvllm_transformers.layout import (
+    ImagePixels,
     Layout,
     encoder_inputs,
     frames_per_look,
     lay_out,
     video_pixels,
 )
-from bvllm_transformers.towers import encode
+from bvllm_transformers.towers import encode, encode_images, on_device
 from bvllm_transformers.weights import load, processor_in
 
 
@@ -44,6 +47,7 @@ class TransformersHost:
 
     def config(self, model: Any) -> BalancedTokenizerConfig:
         """Without training: frames by coverage, of each the model's own tokens."""
+        check_seam(model)
         check_served(model)
         width = model.get_input_embeddings().embedding_dim
         return BalancedTokenizerConfig(
@@ -61,8 +65,9 @@ class TransformersHost:
     def layout(
         self, model: Any, processor: Any, height: int, width: int, groups: int, *, is_image: bool
     ) -> Layout:
-        """An image is a video of one frame."""
         family = family_of(model)
+        if is_image:
+            return Layout(height, width, patches_per_frame=1, is_image=True)
 
         def native() -> int:
             return tokens_of_one(model, processor, height, width)
@@ -77,14 +82,19 @@ class TransformersHost:
         *,
         is_image: bool = False,
         layout: Layout | None = None,
-    ) -> Tensor:
+    ) -> Tensor | ImagePixels:
+        if is_image:
+            return image_pixels(processor, frames[0])
         return video_pixels(processor, frames, layout)
 
-    def look(self, model: Any, pixels: Tensor) -> FrameFeatures:
-        family = family_of(model)
-        inputs = encoder_inputs(family, pixels.to(device_of(model.get_input_embeddings())))
-        encoded = encode(model, family, inputs, 0, torch.arange(len(pixels)))
-        tokens = encoded.tokens[: len(encoded.tokens) - family.tail].unflatten(0, (len(pixels), -1))
+    def look(self, model: Any, pixels: Tensor | ImagePixels) -> FrameFeatures:
+        family, device = family_of(model), device_of(model.get_input_embeddings())
+        if isinstance(pixels, ImagePixels):
+            tokens = encode_images(model, on_device(pixels.inputs, device)).tokens[None]
+        else:
+            inputs = encoder_inputs(family, pixels.to(device))
+            made = encode(model, family, inputs, 0, torch.arange(len(pixels))).tokens
+            tokens = made[: len(made) - family.tail].unflatten(0, (len(pixels), -1))
         width = tokenizer_of(model).config.llm_width
         return FrameFeatures(tokens[..., :width].float().mean(dim=1), tokens)
 

@@ -82,6 +82,14 @@ def _encoded(out: Any) -> Encoded:
     return Encoded(with_levels(out), sizes, isinstance(made, Tensor), more)
 
 
+def on_device(inputs: Inputs, device: Any) -> dict[str, Any]:
+    """Arguments whose tensors are where the model is; those without memory stay so."""
+    return {
+        name: value.to(device) if isinstance(value, Tensor) and not value.is_meta else value
+        for name, value in inputs.items()
+    }
+
+
 def with_levels(out: Any) -> Tensor:
     """What an encoder gives -> (n, D (1 + levels)), levels behind the tokens they go along with."""
     levels = getattr(out, "deepstack_features", None) or []

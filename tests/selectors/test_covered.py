@@ -113,9 +113,7 @@ def test_scores_of_another_scale_choose_the_same(
 
 @settings(deadline=None)
 @given(videos(), SHARES)
-def test_features_of_another_scale_and_place_choose_the_same(
-    video: dict[str, Any], coverage: float
-) -> None:
+def test_features_of_another_scale_choose_the_same(video: dict[str, Any], coverage: float) -> None:
     video["features"] = (video["features"] * 64).round()
     count = len(video["features"])
     padded = 2 ** math.ceil(math.log2(count)) - count  # so that their mean is exact as well
@@ -175,6 +173,25 @@ def test_bins_without_frames_ask_for_nothing() -> None:
     assert len(frames) == 4 and 4 in frames.tolist()
 
 
+@given(st.integers(1, 500), st.integers(1, 60), st.sampled_from([0.1, 1 / 3, 1.0, 1 / 29.97]))
+def test_bins_of_even_times_are_those_of_whole_numbers(count: int, bins: int, step: float) -> None:
+    seconds = torch.arange(count, dtype=torch.float64) * step
+    assert time_bins(seconds, bins).tolist() == [t * bins // count for t in range(count)]
+
+
+def test_what_all_frames_share_does_not_count() -> None:
+    """Features of one video lie close together: told apart by what is left around their mean."""
+    rng = torch.Generator().manual_seed(0)
+    features = torch.randn(50, 8, generator=rng)
+    cone = 4 * torch.randn(8, generator=rng)
+    assert torch.allclose(centred(features + cone), centred(features), atol=1e-5)
+    relevance, seconds = torch.rand(50, generator=rng), torch.arange(50.0)
+    one, other = (
+        covered_mmr(each, relevance, seconds, 9, coverage=0) for each in (features, features + cone)
+    )
+    assert torch.equal(one, other)
+
+
 def test_all_at_one_time_are_told_apart_by_their_order() -> None:
     assert time_bins(torch.zeros(8), 4).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
 
@@ -224,7 +241,7 @@ def test_windows_are_of_seconds(seconds: Tensor, width: float, seed: int) -> Non
 
 
 def test_equal_scores_stay_equal() -> None:
-    scores = smoothed(torch.full((1000,), 0.1), torch.arange(1000) / 3, 3.0)
+    scores = smoothed(torch.full((1000,), 0.1, dtype=torch.float64), torch.arange(1000) / 3, 3.0)
     assert scores.unique().numel() == 1
     assert bool((min_max(scores) == 0).all())
     still = torch.rand(1, 768, generator=torch.Generator().manual_seed(0)).expand(500, -1)

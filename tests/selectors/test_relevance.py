@@ -299,6 +299,9 @@ def cut(name: str) -> Callable[[Path], None]:
         (edit("tokenizer_config.json", tokenizer_class="builtins.eval"), "tokenizer_class"),
         (edit("tokenizer_config.json", tokenizer_class=["CLIPTokenizer"]), "tokenizer_class"),
         (edit("tokenizer_config.json", bos_token=7), "tokenizer"),
+        (edit("tokenizer_config.json", bos_token="none"), "got the id 514, wanted less than 514"),
+        (edit("config.json", text_config__layer_norm_eps=None), "eps"),
+        (edit("config.json", text_config__eos_token_id=None), "scout: "),
         (pickled, "wanted weights as model"),
         (cut("config.json"), "cannot be read"),
         (cut("model.safetensors"), "cannot be read"),
@@ -344,8 +347,21 @@ def test_a_tokenizer_of_another_scout_is_told(tmp_path: Path) -> None:
     selector = RelevanceSelector.from_pretrained(folder)
     with pytest.raises(ValueError, match="tokenizer: got the id 10000, wanted less than"):
         selector.read("z")
+    words["t</w>"], words["<|endoftext|>"] = 10_001, words["t</w>"]
+    (folder / "tokenizer.json").write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match="got the id 10001"):
+        RelevanceSelector.from_pretrained(folder)
 
 
 def test_a_short_limit_is_the_scouts_own(tmp_path: Path) -> None:
     selector = RelevanceSelector.from_pretrained(tiny_clip(tmp_path / "scout", limit=20))
     assert selector.limit == 20 and len(selector.read("what is the man doing there")) > 1
+
+
+def test_hard_edges_stay_within_black_and_white(selector: RelevanceSelector) -> None:
+    """Bicubic resizing goes beyond them, where PIL stops."""
+    edges = np.zeros((1, 60, 60, 3), np.uint8)
+    edges[:, :, 30:] = 255
+    pixels = selector.files.image_processor([Image.fromarray(edges[0])], return_tensors="pt")
+    ours = selector.numbers(torch.from_numpy(edges).permute(0, 3, 1, 2) / 255)
+    assert float((ours - pixels["pixel_values"]).abs().max()) < 0.03

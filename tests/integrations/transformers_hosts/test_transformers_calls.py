@@ -53,7 +53,6 @@ def test_sequences_begin_with_the_callers_ids(name: str) -> None:
     positional = model.generate(ids, max_new_tokens=5, do_sample=False, **rest)
     assert torch.equal(positional, greedy(model, inputs))
     config = GenerationConfig(max_new_tokens=5, do_sample=False)
-    rest = {k: v for k, v in inputs.items() if k != "input_ids"}
     assert torch.equal(model.generate(ids, config, **rest), positional)
 
 
@@ -220,6 +219,21 @@ def test_a_subset_is_the_same_however_it_is_generated(name: str) -> None:
         assert torch.equal(greedy(model, inputs, **how), want), how
     assert torch.equal(greedy(model, inputs, cache=DynamicCache(config=model.config)), want)
     assert torch.equal(greedy(model, inputs, prefill_chunk_size=8), want)
+
+
+@every_name
+def test_assisted_decoding_says_the_same(name: str) -> None:
+    model, inputs = wrapped(name, max_tokens=BUDGET), prompt(name)
+    want = greedy(model, inputs)
+    for assistant in (processors.model(name, seed=1), wrapped(name, max_tokens=3)):
+        assert torch.equal(greedy(model, inputs, assistant_model=assistant), want)
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl", "internvl"])
+def test_looking_up_the_prompt_says_the_same(name: str) -> None:
+    """Where it fails on the unmodified model, as in Qwen2.5-VL, it fails here."""
+    model, inputs = wrapped(name, max_tokens=BUDGET), prompt(name)
+    assert torch.equal(greedy(model, inputs, prompt_lookup_num_tokens=2), greedy(model, inputs))
 
 
 @every_name
