@@ -71,21 +71,22 @@ def lay_out(
     """
     video = processor.video_processor
 
-    def wanted(tokens: int) -> tuple[int, int]:
+    def wanted(tokens: int, least: int) -> tuple[int, int]:
         return frames_and_tokens(
             config.max_tokens, groups, tokens,
-            frames=config.num_frames, tokens_per_frame=config.tokens_per_frame,
-            least=least_tokens(tokens),
+            frames=config.num_frames, tokens_per_frame=config.tokens_per_frame, least=least,
         )  # fmt: skip
 
     if not isinstance(family.split, Grid):
         return Layout(height, width, native(), beside=family.tail)
-    shown, _ = wanted(MOST)
+    shown, _ = wanted(MOST, least_tokens(1))
     ghost = ghosts(frames_per_look(family, processor) * shown, height, width)
     _, h, w = processed(video, ghost)["video_grid_thw"][0].tolist()
     square = video.merge_size
     rows, columns = h // square, w // square
-    tokens = wanted(rows * columns)[1] if config.sampler == "none" else rows * columns
+    tokens = rows * columns
+    if config.sampler == "none":
+        _, tokens = wanted(tokens, least_tokens(tokens))
     if tokens < rows * columns:
         less = math.sqrt(tokens / (rows * columns))
         rows, columns = math.ceil(rows * less), math.ceil(columns * less)

@@ -48,8 +48,8 @@ class TransformersHost:
 
     def config(self, model: Any) -> BalancedTokenizerConfig:
         """Without training: frames by coverage, of each the model's own tokens."""
-        check_seam(model)
         check_served(model)
+        check_seam(model)
         width = model.get_input_embeddings().embedding_dim
         return BalancedTokenizerConfig(
             num_frames=None, tokens_per_frame=None, vision_width=width, llm_width=width,
