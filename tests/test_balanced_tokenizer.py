@@ -206,10 +206,6 @@ def test_plan_names_what_is_wrong():
         ([video()], [torch.zeros(2)], {}, r"questions\[0\]: got Tensor, wanted a string or"),
         ([video()], ["?"], {"prompts": []}, "prompts: got 0, wanted 1 as features"),
         ([video()], ["?"], {"max_tokens": 0}, "max_tokens: got 0, wanted an int >= 1"),
-        (
-            [video(), video(patches=torch.zeros(6, 4, 8))], ["?", "?"], {},
-            r"patches: got \[\(4, 8\), \(5, 8\)\], wanted one \(P, C\) in a batch",
-        ),
     ],
 )  # fmt: skip
 def test_wrong_input_is_named(features, questions, options, message):
