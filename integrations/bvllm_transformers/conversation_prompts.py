@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from bvllm_adapters.hosts.turns import special_tokens, turns_of
@@ -70,8 +69,6 @@ def with_visuals(
             ghosts(len(seconds) * frames_per_look, layout.height, layout.width)
             for layout, seconds in videos
         ]
-        if images:  # some processors put both into one tensor
-            frames = [torch.zeros_like(each, device="cpu") for each in frames]
         video: dict[str, Any] = {
             "do_sample_frames": False,
             "video_metadata": [times_of(s, frames_per_look, layout) for layout, s in videos],

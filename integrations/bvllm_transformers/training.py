@@ -53,8 +53,6 @@ class TransformersTraining:
             template or words for visual inputs.
     """
 
-    max_media = None
-
     def __init__(self, processor: Any, model: Any) -> None:
         self.processor, self.family = processor, family_of(model)
         split = self.family.split
@@ -65,6 +63,8 @@ class TransformersTraining:
             )
         if not getattr(processor, "chat_template", None):
             raise HostError("processor: got one without chat_template, wanted that of a chat model")
+        # Of frames that are written as images no prompt tells which of them make a video.
+        self.max_media = 1 if isinstance(split, Frames) else None
         self.config = tokenizer_of(model).config
         tokenizer = processor.tokenizer
         words = {kind: str(getattr(processor, f"{kind}_token", "")) for kind in TAGS_OF}
