@@ -121,12 +121,12 @@ def test_later_questions_look_at_nothing_again(name: str, clip: Path) -> None:
 def test_pushed_frames_are_seen_as_a_whole_video(name: str, clip: Path, frames: int) -> None:
     """Odd numbers too, of models that take pairs: the last frame stands for the one missing."""
     video = bvllm.read_video(clip, fps=4)
-    shown, times = video.frames[:frames], video.seconds[:frames]
+    shown = video.frames[:frames]
     made = wrapped(name, max_tokens=24)
     whole = bvllm.open_video(made[0], shown, processor=made[1], fps=4)
-    stream = bvllm.open_video(made[0], processor=made[1], fps=4)
+    stream = bvllm.open_video(made[0], processor=made[1], fps=4)  # as the array is
     for begin in range(0, frames, 3):
-        stream.push(shown[begin : begin + 3], seconds=list(times[begin : begin + 3]))
+        stream.push(shown[begin : begin + 3])
         if begin == 6:
             stream.ask(QUESTION, max_new_tokens=2)  # changes nothing of what comes later
     assert len(stream) == -(-frames // (2 if name in QWEN else 1))
