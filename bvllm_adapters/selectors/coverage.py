@@ -159,8 +159,8 @@ def shapes(thumbnails: Tensor) -> Tensor:
     A frame of hardly any contrast, which may be nothing but noise, stays as faint as it is.
     """
     colours = thumbnails.float().unflatten(1, (3, -1))
-    apart = (colours - colours.mean(dim=2, keepdim=True)).flatten(1)
-    length: Tensor = apart.norm(dim=1, keepdim=True)
+    apart: Tensor = (colours - colours.mean(dim=2, keepdim=True)).flatten(1)
+    length = apart.norm(dim=1, keepdim=True)
     return apart / length.clamp_min(FAINT)
 
 
