@@ -161,7 +161,8 @@ def shapes(thumbnails: Tensor) -> Tensor:
     colours = thumbnails.float().unflatten(1, (3, -1))
     apart: Tensor = (colours - colours.mean(dim=2, keepdim=True)).flatten(1)
     length = apart.norm(dim=1, keepdim=True)
-    return apart / length.clamp_min(FAINT)
+    unit: Tensor = apart / length.clamp_min(FAINT)
+    return unit
 
 
 def check_frames(cls: Tensor, seconds: Tensor, num_frames: int) -> None:
