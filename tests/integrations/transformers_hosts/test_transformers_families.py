@@ -28,6 +28,7 @@ from tiny import FAMILIES, Inputs, family
 from torch import Tensor
 
 every_family = pytest.mark.parametrize("name", FAMILIES)
+ROUNDS = {"minicpm_ocr": 3e-4}  # padded beside alone, measured 1.0e-4; recurrent layers
 NO_BEAMS = {"glm5_next"}  # of a video, unmodified either
 
 
@@ -146,8 +147,7 @@ def test_a_batch_is_its_prompts(name: str, side: str) -> None:
         together = forward(model, batch(one, prompts, side))
     for row, single in zip(together, alone, strict=True):
         row = row[-len(single) :] if side == "left" else row[: len(single)]
-        # Mixtures of experts and recurrent layers round most, unmodified as well.
-        torch.testing.assert_close(row, single, rtol=0, atol=3e-4)
+        torch.testing.assert_close(row, single, rtol=0, atol=ROUNDS.get(name, 3e-5))
 
 
 @every_family
