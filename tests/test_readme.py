@@ -83,6 +83,14 @@ def test_scout(tmp_path, monkeypatch):
     assert 1 <= answer.trace.tower_passes <= 4
 
 
+def test_the_table_of_families_is_what_is_tested(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tests" / "integrations" / "transformers_hosts")
+    from table import table
+
+    (found,) = re.findall(r"<!-- families -->\n(.*?)<!-- end of families -->", README, re.DOTALL)
+    assert found == table()
+
+
 def test_every_snippet_has_its_test():
     assert len(SNIPPETS) == 7
 
