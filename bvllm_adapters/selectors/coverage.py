@@ -33,8 +33,8 @@ class CoverageSelector(nn.Module):
     Args:
         diversity: from 0, novelty alone, to 1, differences of the chosen frames alone.
         coverage: the share of the K frames that is held to equal bins of time; from 0 to 1.
-        smooth_seconds: over which novelty is averaged; 0, not at all: what is new for a second would
-            be spread over its neighbours, which are picked then (`examples/frame_selectors.py`).
+        smooth_seconds: over which novelty is averaged; 0: not at all, as what is new for a second
+            would be spread over its neighbours, which are picked then.
         novelty_seconds: before and after a frame, what it is new against; None: all frames are
             equally new, which makes this k-center with coverage.
         by: what sees the frames: "thumbnails", of 16 x 16 pixels; "tower", the host's own; or a
@@ -159,8 +159,10 @@ def shapes(thumbnails: Tensor) -> Tensor:
     A frame of hardly any contrast, which may be nothing but noise, stays as faint as it is.
     """
     colours = thumbnails.float().unflatten(1, (3, -1))
-    apart = (colours - colours.mean(dim=2, keepdim=True)).flatten(1)
-    return apart / apart.norm(dim=1, keepdim=True).clamp_min(FAINT)
+    apart: Tensor = (colours - colours.mean(dim=2, keepdim=True)).flatten(1)
+    length = apart.norm(dim=1, keepdim=True)
+    unit: Tensor = apart / length.clamp_min(FAINT)
+    return unit
 
 
 def check_frames(cls: Tensor, seconds: Tensor, num_frames: int) -> None:

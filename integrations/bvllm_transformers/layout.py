@@ -18,6 +18,7 @@ from transformers.image_utils import SizeDict
 from transformers.video_processing_utils import BaseVideoProcessor
 
 from bvllm_adapters.config import BalancedTokenizerConfig
+from bvllm_adapters.hosts.host import HostError
 from bvllm_adapters.selectors.split import frames_and_tokens, least_tokens
 from bvllm_transformers.families import Family
 from bvllm_transformers.splits import Clip, Grid
@@ -50,6 +51,15 @@ def frames_per_look(family: Family, processor: Any) -> int:
     if not isinstance(family.split, Grid):
         return 1
     return int(getattr(processor.video_processor, "temporal_patch_size", 1) or 1)
+
+
+def check_shows_videos(processor: Any) -> None:
+    """HostError for a processor that makes pixels of images alone."""
+    if getattr(processor, "video_processor", None) is None:
+        raise HostError(
+            f"processor: got a {type(processor).__name__} without video_processor, wanted one that "
+            "takes videos; bvllm.select_frames chooses frames to be shown as images"
+        )
 
 
 def lay_out(

@@ -21,10 +21,11 @@ from bvllm_transformers.arguments import check_seam
 from bvllm_transformers.budget import check_sampled, own_width
 from bvllm_transformers.calls import Budgeted
 from bvllm_transformers.conversation_prompts import image_pixels
-from bvllm_transformers.families import check_served, family_of
+from bvllm_transformers.families import check_asked, check_served, family_of
 from bvllm_transformers.layout import (
     ImagePixels,
     Layout,
+    check_shows_videos,
     encoder_inputs,
     frames_per_look,
     lay_out,
@@ -61,6 +62,7 @@ class TransformersHost:
         return tower
 
     def frames_per_look(self, model: Any, processor: Any) -> int:
+        check_asked(model, processor)
         return frames_per_look(family_of(model), processor)
 
     def layout(
@@ -84,6 +86,7 @@ class TransformersHost:
         is_image: bool = False,
         layout: Layout | None = None,
     ) -> Tensor | ImagePixels:
+        check_shows_videos(processor)
         if is_image:
             return image_pixels(processor, frames[0])
         return video_pixels(processor, frames, layout)

@@ -11,6 +11,8 @@ import torch
 from media import write_video
 from PIL import Image
 from processors import PROCESSORS, messages, model, prepare, processor, write
+from tiny import family
+from tiny_scouts import tiny_clip
 
 import bvllm_adapters as bvllm
 from bvllm_adapters.features import FrameFeatures
@@ -121,12 +123,12 @@ def test_later_questions_look_at_nothing_again(name: str, clip: Path) -> None:
 def test_pushed_frames_are_seen_as_a_whole_video(name: str, clip: Path, frames: int) -> None:
     """Odd numbers too, of models that take pairs: the last frame stands for the one missing."""
     video = bvllm.read_video(clip, fps=4)
-    shown, times = video.frames[:frames], video.seconds[:frames]
+    shown = video.frames[:frames]
     made = wrapped(name, max_tokens=24)
     whole = bvllm.open_video(made[0], shown, processor=made[1], fps=4)
-    stream = bvllm.open_video(made[0], processor=made[1], fps=4)
+    stream = bvllm.open_video(made[0], processor=made[1], fps=4)  # as the array is
     for begin in range(0, frames, 3):
-        stream.push(shown[begin : begin + 3], seconds=list(times[begin : begin + 3]))
+        stream.push(shown[begin : begin + 3])
         if begin == 6:
             stream.ask(QUESTION, max_new_tokens=2)  # changes nothing of what comes later
     assert len(stream) == -(-frames // (2 if name in QWEN else 1))
@@ -227,3 +229,35 @@ def test_a_processor_without_chat_template_is_said(name: str, clip: Path) -> Non
     made[1].chat_template = None
     with pytest.raises(ValueError, match="processor: got one without chat_template, wanted that"):
         ask(made, clip)
+
+
+@pytest.mark.parametrize("odd", ["gemma4", "molmo2", "video_llama_3", "ernie4_5_vl_moe"])
+def test_models_whose_videos_are_not_read_here_say_what_to_do(odd: str, clip: Path) -> None:
+    made = bvllm.wrap(family(odd).model(), max_tokens=9)
+    wanted = r"whose videos bvllm does not read by itself yet, wanted model\.generate"
+    with pytest.raises(bvllm.HostError, match=wanted):
+        bvllm.ask(made, clip, QUESTION, processor=processor("qwen3_vl"))
+
+
+def test_a_processor_of_images_alone_is_said(clip: Path) -> None:
+    made = bvllm.wrap(family("gemma3").model(), max_tokens=9)
+    images = processor("internvl")
+    images.video_processor = None
+    with pytest.raises(bvllm.HostError, match="without video_processor, wanted one that takes"):
+        bvllm.ask(made, clip, QUESTION, processor=images)
+
+
+def test_from_the_shell(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from bvllm_adapters.cli.main import main
+
+    folder = str(write("qwen2_5_vl", tmp_path / "model"))
+    asked = ["ask", str(clip), QUESTION, "--model", folder, "--max-tokens", "24", "--fps", "4"]
+    shell = [*asked, "--max-new-tokens", "6", "--device", "cpu"]
+    assert main(shell) == 0
+    told = capsys.readouterr().out
+    assert "24 visual tokens of a budget of 24" in told and "chosen by coverage" in told
+    assert main([*shell, "--selector", "uniform"]) == 0
+    assert "chosen by uniform" in capsys.readouterr().out
+    scout = str(tiny_clip(tmp_path / "scout"))
+    assert main([*shell, "--scout", scout]) == 0
+    assert "chosen by relevance" in capsys.readouterr().out

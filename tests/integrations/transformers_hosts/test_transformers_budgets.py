@@ -47,7 +47,7 @@ def test_budgets_hold_to_the_token(
     tail = one.frame_of_placeholder.count(-1)
     each = (count(ids, one) - tail) // groups
     asked = {"num_frames": num_frames, "tokens_per_frame": tokens_per_frame}
-    if groups == 1 or num_frames == 1:
+    if groups == 1:
         asked["tokens_per_frame"] = None  # what is of one frame alone is an image
     with wrapped(one.shared_model(), max_tokens=max_tokens, selector=selector, **asked) as model:
         with torch.no_grad(), asking("What?"):  # by which "random" draws

@@ -79,7 +79,10 @@ def of_images(name: str) -> tuple[Any, Inputs]:
     return model, inputs
 
 
-@pytest.mark.parametrize("name", ["Llava", "LlavaNext", "Idefics3", "Mistral3"])
+IMAGES_ALONE = ("Llava", "LlavaNext", "Idefics3", "Mistral3")
+
+
+@pytest.mark.parametrize("name", IMAGES_ALONE)
 def test_images_alone(name: str) -> None:
     model, inputs = of_images(name)
     logits, ids = forward(model, inputs), greedy(model, inputs)
