@@ -58,7 +58,13 @@ def load(
             "choose with host='module:OBJECT' (`bvllm hosts` lists the installed ones)"
         )
     from_base = {} if base is None else {"base": base}
-    served_by = published_host(names[0]) if host is None else find_host(host)
+    if host is not None:
+        served_by = find_host(host)
+    else:
+        try:
+            served_by = published_host(names[0])
+        except HostError as error:
+            raise HostError(f"{file}: {error}") from error
     model = served_by.load(folder, dtype=dtype, **from_base).eval()
     if (folder / ADAPTER_FOLDER).is_dir():
         wrap(model, adapter=folder / ADAPTER_FOLDER, host=host, strict=strict)

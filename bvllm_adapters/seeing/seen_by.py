@@ -28,7 +28,7 @@ def settings_of(host: Any, model: nn.Module) -> dict[str, Any]:
     selector: Any = tokenizer_of(model).frame_selector
     sees = getattr(selector, "sees", False)  # it makes the features, each kind its own
     return {
-        **({"selector": [config.selector, dict(config.selector_settings)]} if sees else {}),
+        "selector": [config.selector, dict(config.selector_settings)] if sees else None,
         "dtype": str(next(tower.parameters()).dtype),
         "layer of the tower": getattr(tower, "select_layer", None),  # as the LLaVA family says
         "frame_feature": config.frame_feature,
