@@ -118,5 +118,10 @@ class TransformersHost:
         """In the chat format of the model's processor."""
         return answers(model, processor, questions, tokens, history, system, generate)
 
+    def training(self, processor: Any, model: Any) -> Any:
+        from bvllm_transformers.training import TransformersTraining  # seldom used
+
+        return TransformersTraining(processor, model)
+
 
 HOST = TransformersHost()

@@ -107,6 +107,8 @@ def _model(name: str, seed: int) -> Any:
     config = copy.deepcopy(one.config)
     for field, token in _TOKENS[name].items():
         config[field] = tokenizer.convert_tokens_to_ids(token)
+    if "image_grid_pinpoints" in config:  # as its processor has them
+        config["image_grid_pinpoints"] = [list(SIDES.values())]
     config["text_config"] |= {
         "vocab_size": len(tokenizer),
         "pad_token_id": tokenizer.pad_token_id,
