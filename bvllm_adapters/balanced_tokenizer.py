@@ -10,8 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bvllm_adapters.budget_merger import BudgetMerger, budgets_of_frames, shares_of_prompts
+from bvllm_adapters.budget_merger import (
+    BudgetMerger,
+    allot,
+    budgets_of_frames,
+    shares_of_prompts,
+)
 from bvllm_adapters.build import (
+    FROM_CONFIG,
     build_budget_merger,
     build_projection,
     build_sampler,
@@ -31,22 +37,13 @@ from bvllm_adapters.question import (
     question_ids,
     question_tokenizer,
 )
+from bvllm_adapters.scout import check_widths
 from bvllm_adapters.selectors.choosing import choose
+from bvllm_adapters.selectors.saved import PretrainedWithScout
 from bvllm_adapters.spatial_sampler import knows_counts
-from bvllm_adapters.weights.pretrained import Pretrained
 
 
-class _FromConfig:
-    """The default of a stage: one that is built from the config."""
-
-    def __repr__(self) -> str:
-        return "<built from config>"
-
-
-FROM_CONFIG: Any = _FromConfig()
-
-
-class BalancedTokenizer(Pretrained, nn.Module):
+class BalancedTokenizer(PretrainedWithScout, nn.Module):
     """Frames of a video and a question in, a bounded number of visual tokens out.
 
     Axes: T frames, P patches, C vision width, M chosen frames, R tokens per frame, H Q-Former
@@ -79,7 +76,6 @@ class BalancedTokenizer(Pretrained, nn.Module):
                 f"budget_merger: got None, wanted one, as max_tokens={config.max_tokens} is a limit"
             )
         self.config = config
-        sampled_width = config.vision_width if spatial_sampler is None else config.qformer_width
 
         def part(given: nn.Module | None, build: Callable[[], nn.Module | None]) -> Any:
             return build() if given is FROM_CONFIG else given
@@ -89,7 +85,8 @@ class BalancedTokenizer(Pretrained, nn.Module):
         self.temporal_merger = part(temporal_merger, lambda: build_temporal_merger(config))
         self.spatial_sampler = part(spatial_sampler, lambda: build_sampler(config))
         self.budget_merger = part(budget_merger, lambda: build_budget_merger(config))
-        self.projection = part(projection, lambda: build_projection(config, sampled_width))
+        sampled = config.vision_width if self.spatial_sampler is None else config.qformer_width
+        self.projection = part(projection, lambda: build_projection(config, sampled))
 
     def forward(
         self,
@@ -145,7 +142,7 @@ class BalancedTokenizer(Pretrained, nn.Module):
         with stage("sampler"):
             frames = self.sample(features, selections, texts)
         with stage("budget"):
-            tokens = self.fit(frames, selections, prompts, budgets)
+            tokens = self.fit(frames, selections, prompts, budgets, [v.room for v in features])
         with stage("projection"):
             projected = self.project(tokens)
         return [
@@ -222,7 +219,7 @@ class BalancedTokenizer(Pretrained, nn.Module):
         dtype = self.dtype
 
         def before(patches: Tensor) -> Tensor:
-            if sampler is None and self.projection is None:  # a host's own tokens
+            if self.keeps_tokens:  # a host's own
                 return patches
             patches = patches.to(dtype)
             return patches if prepare is None else prepare(patches)
@@ -250,12 +247,22 @@ class BalancedTokenizer(Pretrained, nn.Module):
         selections: Sequence[Selection],
         prompts: Sequence[int],
         budgets: Mapping[int, int | None],
+        places: Sequence[int | None],
     ) -> list[VisualTokens]:
-        """Share each prompt's budget among all frames of its visual inputs, and merge."""
+        """Share each prompt's budget among all frames of its visual inputs, and merge.
+
+        Args:
+            places: of each input, what its host's prompt has room for. Soft choices may be more
+                than there are frames.
+        """
         merger: Any = self.budget_merger if self.budget_merger is not None else BudgetMerger()
-        room = [(len(each), self.most_of(each)) for each in frames]
         weights = [selection.weight.tolist() for selection in selections]
-        shares = shares_of_prompts(room, weights, prompts, budgets)
+        rooms = [[self.most_of(each)] * len(each) for each in frames]
+        rooms = [
+            room if most is None else allot(room, most, weight)
+            for room, most, weight in zip(rooms, places, weights, strict=True)
+        ]
+        shares = shares_of_prompts(rooms, weights, prompts, budgets)
         return [merger(*each) for each in zip(frames, shares, selections, strict=True)]
 
     def most_of(self, frames: Tensor) -> int:
@@ -290,6 +297,11 @@ class BalancedTokenizer(Pretrained, nn.Module):
             stages.insert(0, self.frame_selector)
         for part in stages:
             yield from () if part is None else part.parameters()
+
+    @property
+    def keeps_tokens(self) -> bool:
+        """Whether tokens are those that came, mixed and merged, and not made anew of them."""
+        return self.spatial_sampler is None and self.projection is None
 
     @property
     def chooses_untrained(self) -> bool:
@@ -329,19 +341,3 @@ class BalancedTokenizer(Pretrained, nn.Module):
         if self.budget_merger is None:
             raise ValueError(f"max_tokens: got {max_tokens}, wanted None without a budget_merger")
         return check_count("max_tokens", max_tokens)
-
-
-def check_widths(
-    features: Sequence[FrameFeatures], patches: int, *, cls: int | None, cls_name: str
-) -> None:
-    """ValueError unless patches have this width, and frame features have `cls` if it is given."""
-    for i, video in enumerate(features):
-        if cls is not None and video.cls.shape[1] != cls:
-            raise ValueError(
-                f"features[{i}].cls: got width {video.cls.shape[1]}, wanted {cls_name}={cls}"
-            )
-        if isinstance(video.patches, Tensor) and video.patches.shape[2] != patches:
-            raise ValueError(
-                f"features[{i}].patches: got width {video.patches.shape[2]}, "
-                f"wanted vision_width={patches}"
-            )

@@ -157,16 +157,16 @@ def budgets_of_frames(
 
 
 def shares_of_prompts(
-    shapes: Sequence[tuple[int, int]],
+    rooms: Sequence[Sequence[int]],
     weights: Sequence[Sequence[float]],
     prompts: Sequence[int],
     max_tokens: Mapping[int, int | None],
 ) -> list[list[int]]:
-    """`prompt_shares` of the visual inputs of several prompts.
+    """`shares_in_prompt` of the visual inputs of several prompts.
 
     Args:
-        shapes: (M, R) of each input. weights: M of each. prompts: which prompt each belongs to.
-        max_tokens: of each prompt, for frames.
+        rooms: of each input, how many tokens each of its M frames has. weights: M of each.
+        prompts: which prompt each belongs to. max_tokens: of each prompt, for frames.
     """
     inputs_of: dict[int, list[int]] = defaultdict(list)
     for i, prompt in enumerate(prompts):
@@ -174,9 +174,9 @@ def shares_of_prompts(
     shares: dict[int, list[int]] = {}
     for prompt, inputs in inputs_of.items():
         limit = max_tokens[prompt]
-        of = prompt_shares([shapes[i] for i in inputs], [weights[i] for i in inputs], limit)
+        of = shares_in_prompt([rooms[i] for i in inputs], [weights[i] for i in inputs], limit)
         shares.update(zip(inputs, of, strict=True))
-    return [shares[i] for i in range(len(shapes))]
+    return [shares[i] for i in range(len(rooms))]
 
 
 def prompt_shares(
@@ -186,11 +186,19 @@ def prompt_shares(
 
     Args:
         shapes: (M, R) of each input: its frames and their tokens. sizes: M sizes of each.
+    """
+    return shares_in_prompt([[tokens] * frames for frames, tokens in shapes], sizes, max_tokens)
+
+
+def shares_in_prompt(
+    rooms: Sequence[Sequence[int]], sizes: Sequence[Sequence[float]], max_tokens: int | None
+) -> list[list[int]]:
+    """Tokens for each frame of each visual input of one prompt, none more than its room.
 
     The most chosen frame of each input goes before all other frames, so that no input is left
     without a token while the budget allows one each.
     """
-    room = [tokens for frames, tokens in shapes for _ in range(frames)]
+    room = [tokens for own in rooms for tokens in own]
     if max_tokens is not None:
         ahead = 1.0 + max(max(size) for size in sizes)
         weight: list[float] = []
@@ -199,7 +207,7 @@ def prompt_shares(
             weight += [size + ahead * (frame == first) for frame, size in enumerate(of)]
         room = allot(room, max_tokens, weight)
     shares = iter(room)
-    return [[next(shares) for _ in range(frames)] for frames, _ in shapes]
+    return [[next(shares) for _ in own] for own in rooms]
 
 
 def merge_to(

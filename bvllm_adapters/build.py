@@ -12,9 +12,19 @@ from bvllm_adapters.frame_count import FrameCount
 from bvllm_adapters.frame_selector import FrameSelector
 from bvllm_adapters.qformer import POSITIONS, QFormer
 from bvllm_adapters.scout import Scout
-from bvllm_adapters.selectors.names import named_selector
+from bvllm_adapters.selectors.saved import built_selector
 from bvllm_adapters.spatial_sampler import SpatialSampler
 from bvllm_adapters.temporal_merger import TemporalMerger
+
+
+class _FromConfig:
+    """The default of a stage: one that is built from the config."""
+
+    def __repr__(self) -> str:
+        return "<built from config>"
+
+
+FROM_CONFIG: Any = _FromConfig()
 
 
 def build_qformer(
@@ -49,7 +59,7 @@ def build_frame_count(config: BalancedTokenizerConfig) -> FrameCount | None:
 
 def build_selector(config: BalancedTokenizerConfig) -> nn.Module:
     if config.selector != "learned":
-        return named_selector(config.selector, **config.selector_settings)
+        return built_selector(config.selector, config.selector_settings)
     sizes: dict[str, Any] = {"num_frames": config.num_frames}
     return FrameSelector(
         build_qformer(config, visual_width=config.selection_width),

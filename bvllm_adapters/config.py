@@ -203,10 +203,12 @@ class BalancedTokenizerConfig:
         if self.scout is not None:
             _check_scout(self.scout, self.vision_width)
         if self.qformer_width % self.qformer_heads:
-            raise ValueError(
-                f"qformer_heads: got {self.qformer_heads}, wanted a divisor of "
-                f"qformer_width={self.qformer_width}"
-            )
+            wanted = f"a divisor of qformer_width={self.qformer_width}"
+            raise ValueError(f"qformer_heads: got {self.qformer_heads}, wanted {wanted}")
+        kept = self.sampler != "none" and self.projection == "none"
+        if kept and self.qformer_width != self.llm_width:
+            wanted = f"'mlp' or 'linear', of {self.qformer_width} to llm_width={self.llm_width}"
+            raise ValueError(f"projection: got 'none' with a sampler, wanted {wanted}")
         if self.time_encoding and self.selection_width % 2:
             name = "vision_width" if self.scout is None else "scout.width"
             raise ValueError(

@@ -38,6 +38,7 @@ class FrameFeatures:
         beside: tokens that a host puts beside those of frames; they count.
         layout: whatever a host says of how the patches lie (their grid, tiles), handed back to it
             untouched; None: the host does not ask.
+        room: tokens at most that a host's prompt has places for; None: any number.
 
     Raises:
         ValueError: naming the argument, for no frames, a wrong shape or dtype, NaN or inf. Patches
@@ -50,6 +51,7 @@ class FrameFeatures:
     patches_per_frame: int | None = None
     beside: int = 0
     layout: Any = None
+    room: int | None = None
 
     def __post_init__(self) -> None:
         check_tensor("cls", self.cls, "T C")

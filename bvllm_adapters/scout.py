@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bvllm_adapters.config import ScoutConfig
+from bvllm_adapters.features import FrameFeatures
 from bvllm_adapters.weights.image_models import UnknownModel, timm_model, transformers_model
 
 Look = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -100,3 +101,19 @@ def build_encoder(name: str, config: ScoutConfig) -> nn.Module:
         for buffer in list(module.named_buffers(recurse=False)):
             module.register_buffer(*buffer)
     return encoder
+
+
+def check_widths(
+    features: Sequence[FrameFeatures], patches: int, *, cls: int | None, cls_name: str
+) -> None:
+    """ValueError unless patches have this width, and frame features have `cls` if it is given."""
+    for i, video in enumerate(features):
+        if cls is not None and video.cls.shape[1] != cls:
+            raise ValueError(
+                f"features[{i}].cls: got width {video.cls.shape[1]}, wanted {cls_name}={cls}"
+            )
+        if isinstance(video.patches, Tensor) and video.patches.shape[2] != patches:
+            raise ValueError(
+                f"features[{i}].patches: got width {video.patches.shape[2]}, "
+                f"wanted vision_width={patches}"
+            )

@@ -12,12 +12,13 @@ from typing import Any
 from torch import nn
 
 from bvllm_adapters.balanced_tokenizer import BalancedTokenizer
+from bvllm_adapters.config import BalancedTokenizerConfig
 from bvllm_adapters.hosts.base import TOKENIZER, base_model, tokenizer_of
 from bvllm_adapters.hosts.find import names_of
 from bvllm_adapters.weights.hub import local_folder, upload
 from bvllm_adapters.weights.json_file import CheckpointError
 from bvllm_adapters.weights.lora_layers import ATTRIBUTE, FILE, lora_layers, save_lora
-from bvllm_adapters.weights.pretrained import WEIGHTS_FILE
+from bvllm_adapters.weights.pretrained import CONFIG_FILE, WEIGHTS_FILE
 from bvllm_adapters.weights.sampled import (
     differing,
     dtype_of,
@@ -87,12 +88,18 @@ class Adapter:
 
 
 def load_adapter(
-    source: str | Path, base: nn.Module, *, revision: str | None = None, strict: bool = True
+    source: str | Path,
+    base: nn.Module,
+    *,
+    revision: str | None = None,
+    strict: bool = True,
+    frame_selector: nn.Module | None = None,
 ) -> Adapter:
     """The adapter that `save_adapter` wrote, if it is one for this model.
 
     Args:
         strict: False: another base than it was trained beside is a warning.
+        frame_selector: one of one's own, where it was saved beside such a one.
 
     Raises:
         CheckpointError: for files that cannot be read. ValueError: for an adapter of another host
@@ -118,7 +125,13 @@ def load_adapter(
         )
     if about["format"] != 1:
         _check_base(folder, base, strict)
-    tokenizer = BalancedTokenizer.from_pretrained(folder)
+    own = {}
+    if frame_selector is not None:
+        named = BalancedTokenizerConfig.load(folder / CONFIG_FILE).selector
+        if named != "custom":
+            raise ValueError(f"selector: got it beside adapter, which has its own, {named!r}")
+        own = {"frame_selector": frame_selector}
+    tokenizer = BalancedTokenizer.from_pretrained(folder, **own)
     return Adapter(tokenizer, _lora(folder, about))
 
 

@@ -63,7 +63,8 @@ def wrap(
             values of each, is a warning and not an error.
         settings: fields of `BalancedTokenizerConfig`, such as num_frames=64: of a new tokenizer,
             whose other fields fit the model. Without any a native model's own weights go on.
-            `selector` may be a module too, see `bvllm_adapters.selectors`.
+            `selector` may be a module too, see `bvllm_adapters.selectors`; beside an adapter, the
+            one of one's own that it was saved with.
 
     Raises:
         HostError: no fitting host. CheckpointError: an adapter that cannot be read. ValueError:
@@ -83,8 +84,10 @@ def wrap(
     fitting = served_by.config(base)
 
     lora = None
+    stages, settings = given_selector(settings)
     if adapter is not None:
-        read = load_adapter(adapter, base, revision=revision, strict=strict)
+        read = load_adapter(adapter, base, revision=revision, strict=strict, **stages)
+        settings = {name: value for name, value in settings.items() if name == "max_tokens"}
         tokenizer, lora = read.tokenizer, read.lora
         tokenizer.config = replace(tokenizer.config, **settings)
     elif config is None and hasattr(base, TOKENIZER) and set(settings) <= {"max_tokens"}:
@@ -92,8 +95,7 @@ def wrap(
         tokenizer = copy.deepcopy(tokenizer_of(base))
         tokenizer.config = replace(tokenizer.config, **settings)
     else:
-        stages, settings = given_selector(settings)
-        tokenizer = BalancedTokenizer(config or replace(fitting, **settings), **stages)
+        tokenizer = BalancedTokenizer(config or new_config(fitting, settings), **stages)
         if any(True for _ in tokenizer.trained_parameters()):
             log.warning(
                 "the BalancedTokenizer is untrained: its weights are random, train or load one"
@@ -106,6 +108,22 @@ def wrap(
     tokenizer.train(base.training)
     _install(base, served_by, tokenizer, lora)
     return model
+
+
+def new_config(
+    fitting: BalancedTokenizerConfig, settings: dict[str, Any]
+) -> BalancedTokenizerConfig:
+    """What fits the model, with the caller's settings. Numbers of learned stages that neither says,
+    as without training they follow from the budget, are the paper's."""
+    own = {}
+    for name, stage, learned in (
+        ("num_frames", "selector", "learned"),
+        ("tokens_per_frame", "sampler", "qformer"),
+    ):
+        is_learned = settings.get(stage, getattr(fitting, stage)) == learned
+        if is_learned and settings.get(name, getattr(fitting, name)) is None:
+            own[name] = getattr(BalancedTokenizerConfig, name)
+    return replace(fitting, **{**settings, **own})
 
 
 def given_selector(settings: dict[str, Any]) -> tuple[dict[str, nn.Module], dict[str, Any]]:
@@ -193,7 +211,8 @@ def _check_arguments(
         raise ValueError(f"config: got it beside {named}, wanted one way to set up")
     if adapter is None and revision is not None:
         raise ValueError(f"revision: got {revision!r} without adapter, wanted that of an adapter")
-    fixed = sorted(set(settings) - {"max_tokens"})
+    again = {"selector"} if isinstance(settings.get("selector"), nn.Module) else set()
+    fixed = sorted(set(settings) - {"max_tokens"} - again)
     if adapter is not None and fixed:
         raise ValueError(f"{fixed[0]}: got it beside adapter, which has its own, wanted max_tokens")
 

@@ -191,13 +191,15 @@ class EncodedVideo:
             with self.lock:
                 return self._again(frames)[back]
 
+        each = getattr(self.sight.layout, "patches_per_frame", None)
         return FrameFeatures(
             cls if len(cls) == len(rows) else cls[rows],
             patches,
             torch.tensor(seconds, dtype=torch.float64),
-            patches_per_frame=getattr(self.sight.layout, "patches_per_frame", None),
+            patches_per_frame=each,
             beside=getattr(self.sight.layout, "beside", 0),
             layout=self.sight.layout,
+            room=each * len(rows) if each is not None and len(rows) > 1 else None,
         )
 
     def _rows(self, seen: int) -> tuple[list[int], list[float]]:

@@ -15,6 +15,7 @@ from torch import nn
 
 from bvllm_adapters.hosts.base import tokenizer_of
 from bvllm_adapters.seeing.fingerprint import weights_fingerprint, weights_stamp
+from bvllm_adapters.selectors.saved import scout_of
 
 PIXELS = "pixels of the processor"
 PROBED = 64  # pixels of a picture that tell one processor from another
@@ -24,7 +25,10 @@ ROUNDING = 1e-4  # of pixels, by which machines may differ
 def settings_of(host: Any, model: nn.Module) -> dict[str, Any]:
     """What decides, beside weights, which features a model makes of pixels; as JSON."""
     config, tower = tokenizer_of(model).config, host.tower(model)
+    selector: Any = tokenizer_of(model).frame_selector
+    sees = getattr(selector, "sees", False)  # it makes the features, each kind its own
     return {
+        **({"selector": [config.selector, dict(config.selector_settings)]} if sees else {}),
         "dtype": str(next(tower.parameters()).dtype),
         "layer of the tower": getattr(tower, "select_layer", None),  # as the LLaVA family says
         "frame_feature": config.frame_feature,
@@ -74,6 +78,7 @@ def _weighty(host: Any, model: nn.Module) -> list[tuple[str, nn.Module | None]]:
     return [
         ("weights of the tower", host.tower(model)),
         ("weights of the scout", tokenizer_of(model).scout),
+        ("weights of the selector's scout", scout_of(tokenizer_of(model).frame_selector)),
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,11 @@ class RandomSelector(nn.Module):
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
         self.seed = check_count("seed", seed, least=0)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Its arguments, as JSON."""
+        return {"seed": self.seed}
 
     def see(self, frames: Tensor) -> Tensor:
         """(k, 3, H, W) -> (k, 1) zeros."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bvllm_adapters.checks import check_choice, check_count, check_number
 from bvllm_adapters.features import Selection, check_tensor
+from bvllm_adapters.selectors.choosers import inverse_transform
 from bvllm_adapters.selectors.covered import covered_mmr
 from bvllm_adapters.selectors.scores import local_novelty, min_max, smoothed
 
@@ -56,13 +57,27 @@ class CoverageSelector(nn.Module):
         check_number("smooth_seconds", smooth_seconds, least=0)
         if novelty_seconds is not None:
             check_number("novelty_seconds", novelty_seconds, above=0)
+        self.own_choice = choose
         self.choose = choose or covered(diversity, coverage)
         self.diversity, self.coverage = diversity, coverage
         self.smooth_seconds, self.novelty_seconds = smooth_seconds, novelty_seconds
         self.by = by if isinstance(by, str) else "scout"
 
-    name = "coverage"
     reads_question = False
+
+    @property
+    def name(self) -> str:
+        """By which `named_selector` makes it; "custom": it does not."""
+        if self.own_choice is None:
+            return "coverage"
+        by_name = self.own_choice is inverse_transform and self.scout is None
+        return "inverse-transform" if by_name else "custom"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Its arguments, as JSON."""
+        names = ("diversity", "coverage", "smooth_seconds", "novelty_seconds", "by")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def sees(self) -> bool:

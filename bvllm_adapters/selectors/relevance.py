@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bvllm_adapters.checks import check_number
 from bvllm_adapters.features import Selection, in_float32
 from bvllm_adapters.question import without
+from bvllm_adapters.selectors.choosers import inverse_transform
 from bvllm_adapters.selectors.coverage import Chooser, check_frames, covered, novelty
 from bvllm_adapters.selectors.query import pieces, question_line
 from bvllm_adapters.selectors.scores import min_max, smoothed
@@ -61,6 +62,7 @@ class RelevanceSelector(nn.Module):
         check_number("smooth_seconds", smooth_seconds, least=0)
         check_number("novelty", novelty, least=0)
         check_number("novelty_seconds", novelty_seconds, above=0)
+        self.own_choice = choose
         self.choose = choose or covered(diversity, coverage)
         self.diversity, self.coverage, self.smooth_seconds = diversity, coverage, smooth_seconds
         self.novelty, self.novelty_seconds = novelty, novelty_seconds
@@ -101,6 +103,19 @@ class RelevanceSelector(nn.Module):
         with saved_whole(folder) as new:
             for part in (self.scout, self.tokenizer, self.files.image_processor):
                 part.save_pretrained(new)
+
+    @property
+    def name(self) -> str:
+        """By which `named_selector` makes it, with its scout; "custom": it does not."""
+        if self.own_choice is None:
+            return "relevance"
+        return "inverse-transform" if self.own_choice is inverse_transform else "custom"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Its arguments but for the scout, as JSON."""
+        names = ("diversity", "coverage", "smooth_seconds", "novelty", "novelty_seconds")
+        return {**{name: getattr(self, name) for name in names}, "by": "scout"}
 
     def train(self, mode: bool = True) -> RelevanceSelector:
         """Modifications: stays in evaluation mode."""

@@ -99,7 +99,9 @@ def restore(model: nn.Module, adapter: str | Path) -> None:
     base = base_model(model)
     file = Path(adapter) / WEIGHTS_FILE
     saved = dict(read_tensors([file]))
-    ours = tokenizer_of(base).state_dict()
+    tokenizer = tokenizer_of(base)
+    apart = tokenizer.parts_apart()  # not trained
+    ours = {n: v for n, v in tokenizer.state_dict().items() if n.partition(".")[0] not in apart}
     check_same(file, "the model's tokenizer", ours, saved)
     for name, tensor in ours.items():
         tensor.copy_(saved[name])

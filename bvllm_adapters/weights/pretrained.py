@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,9 +47,26 @@ class Pretrained:
     def write_into(self, folder: Path, stamp: str) -> None:
         """The files of `save_pretrained`, as a part of the save that `stamp` names."""
         module: Any = self
-        weights = plain_weights(module, "balanced_tokenizer")
+        apart = self.parts_apart()
+        weights = {
+            name: value
+            for name, value in plain_weights(module, "balanced_tokenizer").items()
+            if name.partition(".")[0] not in apart
+        }
+        for name, part in apart.values():
+            part.save_pretrained(folder / name)
         write_json(folder / CONFIG_FILE, self.config.to_dict(), stamp)
         write_weights(folder / WEIGHTS_FILE, weights, stamp)
+
+    def parts_apart(self) -> dict[str, tuple[str, Any]]:
+        """Stages whose weights lie in folders of their own: the folder's name, and what writes its
+        files."""
+        return {}
+
+    @classmethod
+    def stages_apart(cls, folder: Path, config: BalancedTokenizerConfig) -> dict[str, nn.Module]:
+        """These stages, read from their folders in this one."""
+        return {}
 
     @classmethod
     def from_pretrained(
@@ -70,15 +88,39 @@ class Pretrained:
         folder = local_folder(source, CONFIG_FILE, revision)
         settings, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
         needed = BalancedTokenizerConfig().to_dict().keys() - ADDED
-        values = read_settings(settings, weights, needed=needed)
+        values = read_settings(settings, weights, needed=needed, unused=unused_sizes)
         with blamed(settings):
             config = BalancedTokenizerConfig.from_dict(values)
+            apart = {} if "frame_selector" in stages else cls.stages_apart(folder, config)
             make: Any = cls
-            tokenizer: Any = without_weights(lambda: make(config, **stages))
+            own = {**stages, **dict.fromkeys(apart)}
+            tokenizer: Any = without_weights(lambda: make(config, **own))
         load_strictly(tokenizer, read_tensors([weights]), source=str(weights))
+        for name, stage in apart.items():
+            setattr(tokenizer, name, stage)
         built: Built = tokenizer.eval()
         return built
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None) -> str:
         """Upload what `save_pretrained` writes; returns the address."""
         return upload(self.save_pretrained, repo_id, private=private)
+
+
+def unused_sizes(values: Mapping[str, Any]) -> set[str]:
+    """Settings of stages that a tokenizer of these settings has not, so that no weights tell them:
+    a selector without training chooses any number of frames."""
+    learned = values.get("selector", "learned") == "learned"
+    sampled = values.get("sampler", "qformer") != "none"
+    projected = values.get("projection", "mlp") != "none"
+    names = {
+        "num_frames": learned,
+        "tokens_per_frame": sampled,
+        "vision_width": learned or sampled or projected,
+        "llm_width": projected,
+        **{
+            name: learned or sampled
+            for name in values
+            if name.startswith("qformer_") or name == "vocab_size"
+        },
+    }
+    return {name for name, used in names.items() if not used}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,18 +48,26 @@ def stamp_of(file: Path) -> str | None:
         return (opened.metadata() or {}).get(STAMP)
 
 
-def read_settings(file: Path, weights: Path, needed: Iterable[str] = ()) -> dict[str, Any]:
+def read_settings(
+    file: Path,
+    weights: Path,
+    needed: Iterable[str] = (),
+    unused: Callable[[Mapping[str, Any]], Collection[str]] = lambda values: (),
+) -> dict[str, Any]:
     """The JSON object, without its stamp, which must be that of `weights` if both have one.
 
     Args:
         needed: names that a file with a stamp has all; older ones may lack newer settings.
+        unused: settings -> names of those that nothing is made of.
 
     Raises:
         CheckpointError: a file that cannot be read, files of two saves, missing settings, or sizes
             that no weights are there for.
     """
     values = read_json(file)
-    check_settings(file, values, dict(read_shapes([weights])))
+    idle = unused(values)
+    used = {name: value for name, value in values.items() if name not in idle}
+    check_settings(file, used, dict(read_shapes([weights])))
     stamp, other = values.pop(STAMP, None), stamp_of(weights)
     if stamp is not None and other is not None and stamp != other:
         raise CheckpointError(

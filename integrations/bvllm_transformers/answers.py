@@ -6,7 +6,6 @@ Axes: T groups of a video (see `splits`), P tokens of a group, N visual tokens, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -15,10 +14,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from bvllm_adapters.features import Selection, VisualTokens
+from bvllm_adapters.features import VisualTokens
 from bvllm_adapters.hosts.generation import Replies, settled
 from bvllm_adapters.weights.device import device_of
-from bvllm_transformers.budget import filled_by, put_together
+from bvllm_transformers.budget import filled_by, placed_in, put_together
 from bvllm_transformers.conversation_prompts import prompt_inputs
 from bvllm_transformers.families import Family, family_of
 from bvllm_transformers.layout import Layout, frames_per_look
@@ -75,11 +74,13 @@ def _prompt(
     system: str | None,
 ) -> dict[str, Any]:
     """The arguments of one prompt, of which the visual tokens are given."""
-    frame, layout = visual.frame.cpu(), visual.layout
-    # Where only its place among all groups says when a group is shown, all of them stand there.
-    by_place = hasattr(model.base_model, "get_rope_index") and not layout.is_image
-    all_of_them = by_place and not _has_words(model, processor)
-    shown = torch.arange(len(visual.seconds)) if all_of_them else frame.unique()
+    layout, groups = visual.layout, len(visual.seconds)
+    shown = torch.arange(groups)
+    if not layout.is_image:
+        frame, inside = placed_in(visual, groups, layout.patches_per_frame)
+        # Where only its place among all groups says when one is shown, all of them stand there.
+        if not hasattr(model.base_model, "get_rope_index") or _has_words(model, processor):
+            shown = frame.unique()
     inputs = prompt_inputs(
         processor, layout, visual.seconds.cpu()[shown], question,
         frames_per_look=frames_per_look(family, processor), history=history, system=system,
@@ -87,11 +88,12 @@ def _prompt(
     inputs = on_device(inputs, device_of(model.get_input_embeddings()))
     if layout.is_image:
         place, key, as_tensor = _place_of_image(model, inputs), "image", _as_tensor(model, inputs)
+        at = placed_in(visual, *place.columns.shape)
     else:
         (place,) = places_of_videos(model, family, inputs)
         key, as_tensor = family.key, not isinstance(family.split, Grid)
-    shifted = replace(visual, selection=_among(visual.selection, shown))
-    filled = filled_by(place, key, shifted, _tail(model, family), as_tensor)
+        at = torch.searchsorted(shown, frame), inside  # counted among the groups that are shown
+    filled = filled_by(place, key, visual, at, tail=_tail(model, family), as_tensor=as_tensor)
     return put_together(model, family, inputs, [filled])
 
 
@@ -110,12 +112,6 @@ def _as_tensor(model: Any, inputs: dict[str, Any]) -> bool:
     if model not in _tensors:
         _tensors[model] = encode_images(model, inputs).as_tensor
     return _tensors[model]
-
-
-def _among(selection: Selection, shown: Tensor) -> Selection:
-    """The same choices, counted among the groups that are shown."""
-    frame = torch.searchsorted(shown, selection.frame.cpu()).clamp(max=len(shown) - 1)
-    return Selection.whole(frame.to(selection.frame.device), len(shown), selection.size)
 
 
 def batched(prompts: Sequence[dict[str, Any]]) -> dict[str, Any]:

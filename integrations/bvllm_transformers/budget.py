@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from bvllm_transformers.families import Family, family_of
 from bvllm_transformers.glimpse import blurred, pictures
 from bvllm_transformers.placeholders import Place
 from bvllm_transformers.places import holes_of_images, kept_of, places_of_videos
+from bvllm_transformers.placing import check_room, placed
 from bvllm_transformers.prompt_text import questions_of
 from bvllm_transformers.splice import Filled, Positions, spliced
 from bvllm_transformers.towers import as_output, encode, encode_images, encoder_arguments
@@ -43,7 +44,7 @@ class Seen:
 
     place: Place
     key: str
-    features: FrameFeatures
+    features: FrameFeatures = field(init=False)
     tail: Tensor | None = None
     as_tensor: bool = False
     more: Mapping[str, Any] | None = None
@@ -107,7 +108,8 @@ def look(model: Any, family: Family, inputs: Inputs, place: Place) -> Seen:
     """One video: by what its groups are chosen, and the tokens of those that will be."""
     tokenizer = tokenizer_of(model)
     groups, each = place.columns.shape
-    seen: Seen
+    check_sampled(tokenizer, each)
+    seen = Seen(place, family.key)
 
     def read(indices: Tensor) -> Tensor:
         own = indices[:, None] * place.tiles + torch.arange(place.tiles, device=indices.device)
@@ -120,23 +122,39 @@ def look(model: Any, family: Family, inputs: Inputs, place: Place) -> Seen:
             )
         seen.tail, seen.as_tensor = encoded.tokens[inside:], encoded.as_tensor
         seen.more = encoded.more
-        return encoded.tokens[:inside].view(len(indices), each, -1)
+        return own_width(tokenizer, encoded.tokens[:inside].view(len(indices), each, -1))
 
     selector: Any = tokenizer.frame_selector
-    patches: Tensor | PatchReader = read
+    patches: PatchReader = read
     if groups == 1:
-        cls = torch.zeros(1, 1)  # nothing to choose from
+        cls = torch.zeros(1, tokenizer.config.selection_width)  # nothing to choose from
     elif getattr(selector, "sees", False):
         cls = glance(model, selector, family, inputs, place)
     else:
         tokens = read(torch.arange(groups))
-        cls, patches = tokens[..., : tokenizer.config.llm_width].mean(dim=1), _held(tokens)
+        cls, patches = tokens[..., : tokenizer.config.llm_width].mean(dim=1), rows_of(tokens)
     device = inputs[family.split.pixels].device
-    features = FrameFeatures(
-        cls.to(device), patches, patches_per_frame=each, beside=len(place.tail)
+    seen.features = FrameFeatures(
+        cls.to(device), patches, patches_per_frame=each, beside=len(place.tail), room=groups * each
     )
-    seen = Seen(place, family.key, features)
     return seen
+
+
+def own_width(tokenizer: BalancedTokenizer, tokens: Tensor) -> Tensor:
+    """(..., D (1 + levels)) -> without further levels where a sampler or a projection makes tokens
+    anew, which have none: the language model reads them as it reads words, whose levels are 0."""
+    return tokens if tokenizer.keeps_tokens else tokens[..., : tokenizer.config.vision_width]
+
+
+def check_sampled(tokenizer: BalancedTokenizer, each: int) -> None:
+    """ValueError: the sampler makes more tokens of a frame than it has placeholders."""
+    if tokenizer.config.sampler != "none" and tokenizer.spatial_sampler is not None:
+        check_room(tokenizer.config.tokens_per_frame or 0, each)
+
+
+def rows_of(tokens: Tensor) -> PatchReader:
+    """(T, P, D (1 + levels)) tokens as a function, as which they may be wider than words are."""
+    return lambda indices: tokens[indices.to(tokens.device)]
 
 
 def glance(model: Any, selector: Any, family: Family, inputs: Inputs, place: Place) -> Tensor:
@@ -154,16 +172,12 @@ def glance(model: Any, selector: Any, family: Family, inputs: Inputs, place: Pla
     return torch.cat([selector.see(chunk) for chunk in found.split(CHUNK)])
 
 
-def _held(tokens: Tensor) -> PatchReader:
-    """(T, P, D (1 + levels)) tokens as a function, as which they may be wider than words are."""
-    return lambda indices: tokens[indices.to(tokens.device)]
-
-
 def images_of(model: Any, family: Family, inputs: Inputs) -> list[Seen]:
     """The images of a batch that stand beside videos, each a video of one frame."""
     holes = holes_of_images(model, family, inputs)
     if holes is None:
         return []
+    tokenizer = tokenizer_of(model)
     encoded = encode_images(model, inputs)
     if int(holes.sum()) != len(encoded.tokens):
         raise ValueError(
@@ -182,10 +196,11 @@ def images_of(model: Any, family: Family, inputs: Inputs) -> list[Seen]:
         place = Place(
             row, i, where[None, :, 1].cpu(), [], [(first, last + 1)], False, is_video=False
         )
-        features = FrameFeatures(
-            tokens.new_zeros(1, 1), _held(tokens[None]), patches_per_frame=len(tokens)
-        )
-        found.append(Seen(place, "image", features, tokens[:0], encoded.as_tensor, encoded.more))
+        check_sampled(tokenizer, len(tokens))
+        nothing = tokens.new_zeros(1, tokenizer.config.selection_width)  # to choose by
+        own = rows_of(own_width(tokenizer, tokens)[None])
+        found.append(Seen(place, "image", tokens[:0], encoded.as_tensor, encoded.more))
+        found[-1].features = FrameFeatures(nothing, own, patches_per_frame=len(tokens))
     return found
 
 
@@ -198,22 +213,37 @@ def fill(
         [each.features for each in seen], [questions[row] for row in rows], prompts=rows
     )
     return [
-        filled_by(each.place, each.key, tokens, each.tail, each.as_tensor, each.more)
+        filled_by(
+            each.place, each.key, tokens, placed_in(tokens, *each.place.columns.shape),
+            tail=each.tail, as_tensor=each.as_tensor, more=each.more,
+        )
         for each, tokens in zip(seen, made, strict=True)
-    ]
+    ]  # fmt: skip
+
+
+def placed_in(made: VisualTokens, groups: int, each: int) -> tuple[Tensor, Tensor]:
+    """`placed`, of the tokens of a video of so many groups and placeholders of each."""
+    if made.place is None:
+        raise ValueError("budget_merger: got tokens without place, wanted one that says theirs")
+    return placed(made.frame.cpu(), made.place.cpu(), groups, each)
 
 
 def filled_by(
     place: Place,
     key: str,
     made: VisualTokens,
+    at: tuple[Tensor, Tensor],
+    *,
     tail: Tensor | None,
     as_tensor: bool,
     more: Mapping[str, Any] | None = None,
 ) -> Filled:
-    """Tokens in their places, with those of no frame behind them if the budget has room."""
-    assert made.place is not None
-    tokens, columns = made.tokens, place.columns[made.frame.cpu(), made.place.cpu()]
+    """Tokens in their places, with those of no frame behind them if the budget has room.
+
+    Args:
+        at: (N,) groups of `place`, and places in them, where tokens stand.
+    """
+    tokens, columns = made.tokens, place.columns[at]
     if made.beside and tail is not None:
         tokens = torch.cat([tokens, tail.to(tokens)])
         columns = torch.cat([columns, torch.tensor(place.tail)])
@@ -235,13 +265,16 @@ def put_together(
     rope = getattr(model.base_model, "get_rope_index", None)
     positions = None if rope is None else Positions(rope, reduced, dict(family.rope))
     out = spliced(inputs, filled, drop=sorted(drop), positions=positions, pad_id=pad_of(model))
-    width = model.get_input_embeddings().embedding_dim
+    embeddings = model.get_input_embeddings()
+    width, dtype = embeddings.embedding_dim, embeddings.weight.dtype
+    anew = not tokenizer_of(model).keeps_tokens
     outputs: dict[str, Any] = {}
     for key in dict.fromkeys(each.key for each in filled):
         parts = [each for each in filled if each.key == key and len(each.tokens)]
         if parts:
             as_tensor = all(each.as_tensor for each in parts)
-            outputs[key] = as_output([p.tokens for p in parts], width, as_tensor, parts[0].more)
+            tokens = [part.tokens.to(dtype) for part in parts]
+            outputs[key] = as_output(tokens, width, as_tensor, parts[0].more, anew=anew)
     wanted = inspect.signature(model.forward).parameters.values()
     gone = {p.name: None for p in wanted if p.name in drop and p.default is p.empty}
     return {**gone, **out, "mm_encoder_outputs": outputs}

@@ -62,7 +62,8 @@ def lay_out(
     native: Callable[[], int],
 ) -> Layout:
     """Pictures of as many tokens as the budget has for each of the frames that will be chosen, or
-    a few more, which are merged; never more than the processor makes by itself.
+    a few more, which are merged; never more than the processor makes by itself. Of a sampler,
+    which reads them all and makes a few, as many as the processor makes.
 
     Args:
         height, width: of the video's frames. groups: T.
@@ -84,7 +85,7 @@ def lay_out(
     _, h, w = processed(video, ghost)["video_grid_thw"][0].tolist()
     square = video.merge_size
     rows, columns = h // square, w // square
-    _, tokens = wanted(rows * columns)
+    tokens = wanted(rows * columns)[1] if config.sampler == "none" else rows * columns
     if tokens < rows * columns:
         less = math.sqrt(tokens / (rows * columns))
         rows, columns = math.ceil(rows * less), math.ceil(columns * less)

@@ -19,6 +19,7 @@ from bvllm_adapters.video.frames import Video
 from bvllm_adapters.weights.device import device_of
 from bvllm_transformers.answers import answers, tokens_of_one
 from bvllm_transformers.arguments import check_seam
+from bvllm_transformers.budget import check_sampled, own_width
 from bvllm_transformers.calls import Budgeted
 from bvllm_transformers.conversation_prompts import image_pixels
 from bvllm_transformers.families import check_served, family_of
@@ -97,8 +98,10 @@ class TransformersHost:
             inputs = encoder_inputs(family, pixels.to(device))
             made = encode(model, family, inputs, 0, torch.arange(len(pixels))).tokens
             tokens = made[: len(made) - family.tail].unflatten(0, (len(pixels), -1))
-        width = tokenizer_of(model).config.llm_width
-        return FrameFeatures(tokens[..., :width].float().mean(dim=1), tokens)
+        tokenizer = tokenizer_of(model)
+        check_sampled(tokenizer, tokens.shape[1])
+        feature = tokens[..., : tokenizer.config.llm_width].float().mean(dim=1)
+        return FrameFeatures(feature, own_width(tokenizer, tokens))
 
     def answers(
         self,

@@ -112,7 +112,12 @@ class Deepstacked(BaseModelOutputWithPooling):
 
 
 def as_output(
-    tokens: Sequence[Tensor], width: int, as_tensor: bool, more: Mapping[str, Any] | None = None
+    tokens: Sequence[Tensor],
+    width: int,
+    as_tensor: bool,
+    more: Mapping[str, Any] | None = None,
+    *,
+    anew: bool = False,
 ) -> Any:
     """Tokens of all visual inputs, in the order of their placeholders, as `mm_encoder_outputs`
     takes them.
@@ -121,13 +126,19 @@ def as_output(
         tokens: (n, D (1 + levels)) of each. width: D.
         as_tensor: whether the model wants one tensor; then (N, 1, D), as generate() with beams
             counts what is in each row. more: see `Encoded`.
+        anew: whether tokens were made anew of the encoder's and have no further levels. Models
+            with deepstack add each level to what their first layers make of a token. Of tokens
+            that a Q-Former made there is none to add, so it is a level of zeros, which changes
+            nothing: they are read as words are.
     """
     parts = [part.split(width, dim=1) for part in tokens]
     own: Any = [p[0] for p in parts]  # a list, which models of several sizes take
     made = Deepstacked(pooler_output=torch.cat(own)[:, None] if as_tensor else own)
     for name, value in (more or {}).items():
         setattr(made, name, value)
-    if len(parts[0]) > 1:
+    if anew and not as_tensor:
+        made.deepstack_features = [[torch.zeros_like(part) for part in own]]
+    elif len(parts[0]) > 1:
         made.deepstack_features = [
             list(level) for level in zip(*(p[1:] for p in parts), strict=True)
         ]
