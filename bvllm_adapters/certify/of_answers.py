@@ -68,21 +68,37 @@ def batch(s: Subject) -> str:
 
 
 def threads(s: Subject) -> str:
-    """Two ask one model about two videos at once."""
+    """Two ask one model about two videos at once; each gets what it gets alone."""
     with s.wrapped():
-        videos, questions = (s.open(s.video), s.open(s.other)), (QUESTION, OTHER)
-        pairs = list(zip(videos, questions, strict=True))
-        wanted = [video.ask(question, **NEW).text for video, question in pairs]
+        pairs = (s.open(s.video), QUESTION), (s.open(s.other), OTHER)
+        with read_by(s.model, s.host.tower(s.model)) as read:
+            wanted = [video.ask(question, **NEW).text for video, question in pairs]
+        alone = _prompts(read)
         told: list[list[str]] = [[], []]
 
         def work(i: int) -> Callable[[], None]:
             video, question = pairs[i]
             return lambda: told[i].extend(video.ask(question, **NEW).text for _ in range(ROUNDS))
 
-        run_at_once(work(0), work(1))
+        with read_by(s.model, s.host.tower(s.model)) as read:
+            run_at_once(work(0), work(1))
         for i, texts in enumerate(told):
             same(f"answers in thread {i}", texts, [wanted[i]] * ROUNDS)
+        both = _prompts(read)
+        for prompt in alone:
+            same(
+                "how often a prompt was read", _count(prompt, both), ROUNDS * _count(prompt, alone)
+            )
     return f"two, {ROUNDS} questions each"
+
+
+def _prompts(read: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Without the steps that follow them, of one word each."""
+    return [each for each in read if each.shape[1] > 1]
+
+
+def _count(prompt: torch.Tensor, among: list[torch.Tensor]) -> int:
+    return sum(one.shape == prompt.shape and torch.equal(one, prompt) for one in among)
 
 
 def run_at_once(*works: Callable[[], None]) -> None:

@@ -18,7 +18,6 @@ from bvllm_adapters.testing.contract import (
     check_budget,
     check_deterministic,
     check_mass,
-    check_no_budget_is_a_no_op,
     check_selection,
     check_time_order,
 )
@@ -41,11 +40,13 @@ def _made(s: Subject) -> Iterator[tuple[OpenVideo, VisualTokens, int]]:
 def _available(s: Subject, opened: OpenVideo, made: VisualTokens) -> int:
     """Tokens that there were of the frames chosen, those of no frame included."""
     tokenizer: Any = s.model.balanced_tokenizer
-    each = opened.features.patches_per_frame or 0
+    patches, most = opened.features.patches, tokenizer.config.tokens_per_frame
+    one = torch.zeros(1, dtype=torch.int64)
+    each = len((patches[one] if isinstance(patches, torch.Tensor) else patches(one))[0])
     if tokenizer.spatial_sampler is not None:
-        each = tokenizer.config.tokens_per_frame
-    elif tokenizer.config.tokens_per_frame is not None and opened.features.num_frames > 1:
-        each = min(each, tokenizer.config.tokens_per_frame)
+        each = most
+    elif most is not None and opened.features.num_frames > 1:
+        each = min(each, most)
     return len(made.selection) * each + made.beside
 
 
@@ -67,11 +68,14 @@ def budget(s: Subject) -> str:
 
 
 def no_budget(s: Subject) -> str:
-    with s.wrapped() as model:
+    with s.wrapped():
         opened = s.open(s.video)
         free = s.tokens(opened, max_tokens=PLENTY)
-        check_no_budget_is_a_no_op(model.balanced_tokenizer, opened.features, QUESTION)
-    return f"{len(free)} tokens under a budget of as many, and of {PLENTY}"
+        enough = len(free) + free.beside
+        exact = s.tokens(opened, max_tokens=enough)
+        same("tokens under a budget that is just met", exact.tokens, free.tokens)
+        assert bool((free.size == 1).all()), "tokens were merged without need"
+    return f"{enough} tokens under a budget of as many, and of {PLENTY}"
 
 
 def order(s: Subject) -> str:

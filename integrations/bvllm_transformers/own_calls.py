@@ -1,5 +1,5 @@
-"""The arguments of a model's own forward() and generate(), as its users make them: by its processor,
-of frames at their true times."""
+"""Calls of a model's own forward() and generate() as its users make them: by its processor, of
+frames at their true times."""
 
 from __future__ import annotations
 

@@ -51,16 +51,10 @@ def write_tiny_checkpoint(folder: Path, name: str, seed: int = 0) -> None:
     processor.save_pretrained(folder)
 
 
-def tiny_model(
-    name: str, tokenizer: Any, seed: int = 0, config: dict[str, Any] | None = None
-) -> Any:
-    """A model of this class that reads what the tokenizer writes; weights from `seed`.
-
-    Args:
-        config: instead of the one here.
-    """
+def tiny_model(name: str, tokenizer: Any, seed: int = 0) -> Any:
+    """A model of this class that reads what the tokenizer writes; weights from `seed`."""
     tiny = TINY[name]
-    own = copy.deepcopy(tiny.config if config is None else config)
+    own = copy.deepcopy(tiny.config)
     for field, token in tiny.tokens.items():
         own[field] = tokenizer.convert_tokens_to_ids(token)
     own["text_config"] |= {
@@ -253,6 +247,7 @@ TINY = {
             },
             "vision_feature_select_strategy": "full",
             "vision_feature_layer": -1,
+            "image_grid_pinpoints": [[16, 16]],
         },
         {"image_token_index": "<image>", "video_token_index": "<video>"},
     ),

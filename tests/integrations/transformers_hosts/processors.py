@@ -9,8 +9,9 @@ from typing import Any
 
 import av
 import numpy as np
-from bvllm_transformers.tiny import TINY, tiny_model
 from tiny import family
+
+from bvllm_transformers.tiny import TINY, tiny_model
 
 _CLASSES = {
     "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
@@ -93,5 +94,4 @@ def answer(model: Any, processor: Any, messages: Any, settings: Any = None, **ge
 
 @cache
 def _model(name: str, seed: int) -> Any:
-    one = family(name)
-    return tiny_model(one.class_name, processor(name).tokenizer, seed, one.config)
+    return tiny_model(family(name).class_name, processor(name).tokenizer, seed)

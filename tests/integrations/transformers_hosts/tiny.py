@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from bvllm_transformers.tiny import build
 from packaging.version import Version
 from safetensors.torch import load_file
 from torch import Tensor
+
+from bvllm_transformers.tiny import build
 
 DATA = Path(__file__).parents[2] / "data" / "transformers_hosts"
 INDEX: dict[str, dict[str, Any]] = json.loads((DATA / "index.json").read_text(encoding="utf-8"))
