@@ -86,7 +86,8 @@ def by_training(
     padding_side: Side,
 ) -> dict[str, Any]:
     """What a batch of training rows is, without answers too, and padded on either side."""
-    rows = zip(videos, questions, answers or [None] * len(questions), strict=True)
+    none: list[str | None] = [None] * len(questions)
+    rows = zip(videos, questions, none if answers is None else answers, strict=True)
     examples = [_example(training, *row) for row in rows]
     made = {k: v for k, v in Collate(training)(examples).items() if k not in _NOT_OF_FORWARD}
     if answers is None:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 
 import torch
+from transformers import LogitsProcessor
 
 from bvllm_adapters.certify.compared import same
 from bvllm_adapters.certify.report import Check
@@ -20,6 +21,7 @@ ROUNDS = 3  # that each thread asks
 def check_read(s: Subject, prompt: torch.Tensor, made: list[VisualTokens]) -> int:
     """AssertionError unless a prompt shows the language model the tokens that were made, in their
     order, and nothing else but words. Returns how many."""
+    assert made, "the model's BalancedTokenizer was not called, wanted its visual tokens"
     shown = s.seen_in(prompt)
     tokens = torch.cat([each.tokens for each in made])[:, : shown.shape[1]].to(shown)
     wanted = len(tokens) + sum(each.beside for each in made)
@@ -46,13 +48,24 @@ def asked(s: Subject) -> str:
 def several(s: Subject) -> str:
     with s.wrapped():
         opened = s.open(s.video)
-        with read_by(s.model, s.host.tower(s.model)) as read:
-            opened.ask(QUESTION, max_new_tokens=2, do_sample=False)
-        steps = len({id(each) for each in read})
-        assert steps <= 2, f"max_new_tokens=2: got {steps} words"
+        words: list[int] = []
+        counting = [_Counting(words)]
+        opened.ask(QUESTION, max_new_tokens=2, do_sample=False, logits_processor=counting)
+        assert 0 < len(words) <= 2, f"max_new_tokens=2: got {len(words)} words seen by a processor"
         beams = opened.ask(QUESTION, num_beams=3, num_return_sequences=2, **NEW)
         same("answers of num_return_sequences=2", len(beams.texts), 2)
-    return "a limit of new ids; beams with two answers"
+    return "a limit of new ids, a processor of logits, beams with two answers"
+
+
+class _Counting(LogitsProcessor):
+    """Notes each new word, and changes nothing."""
+
+    def __init__(self, words: list[int]) -> None:
+        self.words = words
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.words.append(input_ids.shape[1])
+        return scores
 
 
 def batch(s: Subject) -> str:

@@ -140,7 +140,7 @@ def text_alone(s: Subject) -> str:
 
 def answers(s: Subject) -> str:
     """What is asked does not depend on what is answered."""
-    reading = {} if s.learned else {"selector": Reader(), "max_tokens": s.budget}
+    reading: dict[str, Any] = {} if s.learned else {"selector": Reader(), "max_tokens": s.budget}
     with s.wrapped(**reading):
         told, tokens = [], []
         for answer in ANSWERS:

@@ -202,7 +202,7 @@ def refused(s: Subject) -> str:
     """What is no video is refused, and what is no number."""
     with s.wrapped() as model:
         for name, frames in (("no frames", s.video.frames[:0]), ("floats", s.video.frames / 255)):
-            _refuses(name, lambda frames=frames: s.open(frames))  # type: ignore[misc]
+            _refuses(name, lambda frames=frames: s.open(frames))
         opened = s.open(s.short)
         sight = opened.encoded.sight
         group = s.short.frames[: sight.frames_per_look]

@@ -132,7 +132,7 @@ class Subject:
         try:
             yield model
         finally:
-            if isinstance(model, Wrapped):
+            if issubclass(type(model), Wrapped):
                 unwrap(model)
 
     def copy(self) -> Any:

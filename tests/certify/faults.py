@@ -321,9 +321,21 @@ def answers_do_not_look(monkeypatch: Patch) -> Any:
 
 
 @fault("several answers")
-def settings_are_dropped(monkeypatch: Patch) -> Any:
+def a_limit_of_words_is_dropped(monkeypatch: Patch) -> Any:
     def answers(self: Any, *args: Any, max_new_tokens: int = 0, **generate: Any) -> Any:
-        return AcmeHost.answers(self, *args, max_new_tokens=7)
+        return AcmeHost.answers(self, *args, max_new_tokens=7, **generate)
+
+    return host(answers=answers)
+
+
+@fault("several answers")
+def settings_are_dropped(monkeypatch: Patch) -> Any:
+    def answers(
+        self: Any, *args: Any, max_new_tokens: int = 0, logits_processor: Any = (), **others: Any
+    ) -> Any:
+        return AcmeHost.answers(
+            self, *args, max_new_tokens=max_new_tokens, logits_processor=logits_processor
+        )
 
     return host(answers=answers)
 
@@ -405,9 +417,6 @@ def gradients_are_cut(monkeypatch: Patch) -> Any:
 
 @fault("text alone")
 def text_is_touched(monkeypatch: Patch) -> Any:
-    def embed(self: Any, *args: Any) -> Any:
-        return super(self._bvllm_original, self).embed(*args)
-
     def forward(self: Any, **kwargs: Any) -> Any:
         out = self._bvllm_original.forward(self, **kwargs)
         out.logits = out.logits + 1e-6
@@ -473,14 +482,18 @@ def a_copy_shares_weights(monkeypatch: Patch) -> Any:
     monkeypatch.setattr(wrapped.Wrapped, "__deepcopy__", __deepcopy__)
 
 
+class Unpicklable(AcmeHost):
+    """Leaves something on the model that cannot be pickled."""
+
+    def look(self, model: Any, pixels: Any) -> FrameFeatures:
+        if hasattr(model, "balanced_tokenizer"):
+            model.balanced_tokenizer.last = lambda: pixels
+        return super().look(model, pixels)
+
+
 @fault("pickle")
 def something_that_cannot_be_pickled(monkeypatch: Patch) -> Any:
-    def changed(model: Any, seen: FrameFeatures) -> FrameFeatures:
-        if hasattr(model, "balanced_tokenizer"):
-            model.balanced_tokenizer.last = lambda: seen
-        return seen
-
-    return looking(changed)
+    return Unpicklable()
 
 
 # --- transformers' models ------------------------------------------------------------------------
