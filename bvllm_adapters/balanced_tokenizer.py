@@ -257,7 +257,10 @@ class BalancedTokenizer(PretrainedWithScout, nn.Module):
         """
         merger: Any = self.budget_merger if self.budget_merger is not None else BudgetMerger()
         weights = [selection.weight.tolist() for selection in selections]
-        rooms = [[self.most_of(each)] * len(each) for each in frames]
+        rooms = [
+            [self.most_of(each, of)] * len(each)
+            for each, of in zip(frames, selections, strict=True)
+        ]
         rooms = [
             room if most is None else allot(room, most, weight)
             for room, most, weight in zip(rooms, places, weights, strict=True)
@@ -265,10 +268,11 @@ class BalancedTokenizer(PretrainedWithScout, nn.Module):
         shares = shares_of_prompts(rooms, weights, prompts, budgets)
         return [merger(*each) for each in zip(frames, shares, selections, strict=True)]
 
-    def most_of(self, frames: Tensor) -> int:
-        """Tokens that each of (M, R, H) frames may keep: without a sampler the config may say."""
+    def most_of(self, frames: Tensor, selection: Selection) -> int:
+        """Tokens that each of (M, R, H) frames may keep: without a sampler the config may say, but
+        for an image."""
         limit = self.config.tokens_per_frame if self.config.sampler == "none" else None
-        image = len(frames) == 1
+        image = selection.num_frames == 1
         return frames.shape[1] if limit is None or image else min(limit, frames.shape[1])
 
     def project(self, tokens: Sequence[VisualTokens]) -> list[VisualTokens]:

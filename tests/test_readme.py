@@ -20,6 +20,27 @@ def run(snippet, tmp_path, monkeypatch):
     return names
 
 
+def test_budget_tonight(tmp_path, monkeypatch, capsys):
+    """With a tiny model of that class for the one that would be downloaded."""
+    monkeypatch.syspath_prepend(ROOT / "tests" / "integrations" / "transformers_hosts")
+    from processors import write
+
+    import bvllm_adapters as bvllm
+
+    load, folder = bvllm.load, write("qwen2_5_vl", tmp_path / "model")
+    loaded = []
+    monkeypatch.setattr(bvllm, "load", lambda name: loaded.append(name) or load(folder))
+    names = run(snippet_with("Qwen2.5-VL-7B"), tmp_path, monkeypatch)
+    assert loaded == ["Qwen/Qwen2.5-VL-7B-Instruct"]
+    assert names["answer"].trace.num_tokens <= 2048 == names["answer"].trace.max_tokens
+    assert "by coverage" in capsys.readouterr().out
+
+
+def test_select_frames(tmp_path, monkeypatch):
+    chosen = run(snippet_with("bvllm.select_frames"), tmp_path, monkeypatch)["frames"]
+    assert len(chosen.frames) == len(chosen.seconds) == len(chosen.scores) == 4
+
+
 def snippet_with(text):
     (found,) = [snippet for snippet in SNIPPETS if text in snippet]
     return found
@@ -62,8 +83,16 @@ def test_scout(tmp_path, monkeypatch):
     assert 1 <= answer.trace.tower_passes <= 4
 
 
+def test_the_table_of_families_is_what_is_tested(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tests" / "integrations" / "transformers_hosts")
+    from table import table
+
+    (found,) = re.findall(r"<!-- families -->\n(.*?)<!-- end of families -->", README, re.DOTALL)
+    assert found == table()
+
+
 def test_every_snippet_has_its_test():
-    assert len(SNIPPETS) == 5
+    assert len(SNIPPETS) == 7
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\((?!http)([^)]+)\)", README))

@@ -125,7 +125,7 @@ def load_adapter(
         )
     if about["format"] != 1:
         _check_base(folder, base, strict)
-    own = {}
+    own: dict[str, Any] = {}
     if frame_selector is not None:
         named = BalancedTokenizerConfig.load(folder / CONFIG_FILE).selector
         if named != "custom":

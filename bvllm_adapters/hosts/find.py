@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -18,6 +17,7 @@ from torch import nn
 
 from bvllm_adapters.hosts.base import base_model
 from bvllm_adapters.hosts.host import API, Host, HostError
+from bvllm_adapters.weights.hub import checkpoint_of
 from bvllm_adapters.weights.json_file import blamed
 
 GROUP = "bvllm_adapters.hosts"
@@ -146,10 +146,11 @@ def names_of(model: nn.Module) -> list[str]:
 
 
 def processor_of(model: nn.Module) -> Any:
-    """Tokenizer and image processor that lie beside the checkpoint a model was loaded from."""
+    """Tokenizer and image processor that lie beside the checkpoint a model was loaded from, a
+    folder or a hub id whose files are in the cache."""
     base = base_model(model)
-    folder = Path(str(getattr(base, "name_or_path", "") or ""))
-    if not (folder / "config.json").is_file():
+    folder = checkpoint_of(str(getattr(base, "name_or_path", "") or ""))
+    if folder is None:
         raise ValueError(
             "processor: got None, and the model was not loaded from a folder that still holds "
             "one; wanted processor="

@@ -109,6 +109,7 @@ class EncodedVideo:
         has been pushed then.
         """
         self._features = None
+        self._again.cache.pop(self._loose_row(), None)  # as it will be another group
         shown = [*self._loose, *zip(frames, seconds, strict=True)]
         groups, loose = whole_groups(shown, self.sight.frames_per_look)
         growing: list[list[Any]] = [self.seconds, self.repeats.rows, self._kept, self._pushed]
@@ -206,14 +207,20 @@ class EncodedVideo:
         """Which of the rows that were seen is each frame's, and when it is shown."""
         if not self._loose:
             return self.repeats.rows, self.seconds
-        second = one_group(self._loose, self.sight.frames_per_look)[1]
-        return [*self.repeats.rows, seen - 1], [*self.seconds, second]
+        return [*self.repeats.rows, seen - 1], [*self.seconds, self._loose_group()[1]]
+
+    def _loose_row(self) -> int:
+        """Which of the rows that were seen is that of a group that is not whole yet."""
+        return self.repeats.rows[-1] + 1 if self.repeats.rows else 0
+
+    def _loose_group(self) -> Shown:
+        return one_group(self._loose, self.sight.frames_per_look)
 
     def _seen(self) -> tuple[Tensor, list[Tensor]]:
         """(n, C) features, and the patches of each chunk that are kept."""
         pending = [*self._pending]
         if self._loose:
-            pending.append(one_group(self._loose, self.sight.frames_per_look)[0])
+            pending.append(self._loose_group()[0])
         if not pending:
             return self._cls.tensor, [*self._kept]
         # Looked at for now, and once more when the chunk is whole.
@@ -296,7 +303,10 @@ class EncodedVideo:
         """(1, 3, S, S) pixels of frames that were looked at before."""
         if self.source is None:
             for row in rows:
-                yield self.sight.pixels([self._pushed[row]])
+                # Behind all whole groups may stand one that is not whole yet.
+                whole = row < len(self._pushed)
+                frame = self._pushed[row] if whole else self._loose_group()[0]
+                yield self.sight.pixels([frame])
             return
         self.check_source()
         first = np.searchsorted(self.repeats.rows, rows)  # rows never decrease

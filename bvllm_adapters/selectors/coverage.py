@@ -20,6 +20,7 @@ Chooser = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 """(T, C) features, (T,) relevance from 0 to 1, (T,) seconds, K -> (K,) int64 different frames."""
 
 SIDE = 16  # of a thumbnail, in pixels
+FAINT = 1.0  # length of a thumbnail whose fields are about 0.04 away from its mean colour
 
 
 class CoverageSelector(nn.Module):
@@ -32,7 +33,8 @@ class CoverageSelector(nn.Module):
     Args:
         diversity: from 0, novelty alone, to 1, differences of the chosen frames alone.
         coverage: the share of the K frames that is held to equal bins of time; from 0 to 1.
-        smooth_seconds: over which novelty is averaged, against flashes; 0: not at all.
+        smooth_seconds: over which novelty is averaged; 0: not at all, as what is new for a second
+            would be spread over its neighbours, which are picked then.
         novelty_seconds: before and after a frame, what it is new against; None: all frames are
             equally new, which makes this k-center with coverage.
         by: what sees the frames: "thumbnails", of 16 x 16 pixels; "tower", the host's own; or a
@@ -45,7 +47,7 @@ class CoverageSelector(nn.Module):
         *,
         diversity: float = 0.5,
         coverage: float = 0.5,
-        smooth_seconds: float = 3.0,
+        smooth_seconds: float = 0.0,
         novelty_seconds: float | None = 40.0,
         by: Literal["thumbnails", "tower"] | nn.Module = "thumbnails",
         choose: Chooser | None = None,
@@ -119,8 +121,7 @@ class CoverageSelector(nn.Module):
         """(T, C') -> (T,) float32 novelty of each frame, from 0 to 1."""
         if self.novelty_seconds is None:
             return torch.zeros(len(cls), device=cls.device)
-        if self.by != "thumbnails":  # which are of one scale: a dark frame is no bright one
-            cls = F.normalize(cls.float(), dim=1)
+        cls = shapes(cls) if self.by == "thumbnails" else F.normalize(cls.float(), dim=1)
         return novelty(cls, seconds, self.novelty_seconds, self.smooth_seconds).to(cls.device)
 
     def extra_repr(self) -> str:
@@ -149,6 +150,19 @@ def novelty(cls: Tensor, seconds: Tensor, width: float, smooth_seconds: float) -
 def thumbnails(frames: Tensor) -> Tensor:
     """(k, 3, H, W) -> (k, 768) float32: the mean colours of 16 x 16 fields of each."""
     return F.adaptive_avg_pool2d(frames.float(), SIDE).flatten(1)
+
+
+def shapes(thumbnails: Tensor) -> Tensor:
+    """(T, 768) thumbnails -> (T, 768) what is to be seen in each, without its mean colour and of
+    unit length: light that changes all over a frame is nothing new.
+
+    A frame of hardly any contrast, which may be nothing but noise, stays as faint as it is.
+    """
+    colours = thumbnails.float().unflatten(1, (3, -1))
+    apart: Tensor = (colours - colours.mean(dim=2, keepdim=True)).flatten(1)
+    length = apart.norm(dim=1, keepdim=True)
+    unit: Tensor = apart / length.clamp_min(FAINT)
+    return unit
 
 
 def check_frames(cls: Tensor, seconds: Tensor, num_frames: int) -> None:

@@ -177,7 +177,7 @@ class RelevanceSelector(nn.Module):
         """(T, C') and what `read` made of a question -> (T,) float32 on the CPU, from 0 to 1."""
         cls = F.normalize(cls.float(), dim=1)
         if not parts:
-            return novelty(cls, seconds, self.novelty_seconds, self.smooth_seconds)
+            return novelty(cls, seconds, self.novelty_seconds, 0)
         with in_float32(cls), torch.no_grad():
             asked = self.embed(parts).mean(dim=0).to(cls.device)
             if cls.shape[1] != len(asked):
@@ -186,7 +186,7 @@ class RelevanceSelector(nn.Module):
                 )
             relevance = min_max(smoothed(cls @ asked, seconds, self.smooth_seconds))
         if self.novelty:
-            new = novelty(cls, seconds, self.novelty_seconds, self.smooth_seconds)
+            new = novelty(cls, seconds, self.novelty_seconds, 0)
             relevance = min_max(relevance + self.novelty * new)
         return relevance
 

@@ -65,6 +65,19 @@ def _cached(name: str) -> str:
     return snapshot_download(name, local_files_only=True)
 
 
+def checkpoint_of(name: str) -> Path | None:
+    """The folder that a model was loaded from, by its `name_or_path`: one on this disk, or what the
+    hub's cache holds of that id; None: neither. Nothing is downloaded."""
+    if not name or "\0" in name:
+        return None
+    if (Path(name) / "config.json").is_file():
+        return Path(name)
+    try:
+        return Path(_cached(name))
+    except Exception:  # whatever it is that is no hub id, or not in the cache
+        return None
+
+
 def inside(file: Path, key: str, name: object) -> Path:
     """What stands in a file as `key`, as a path in the file's own folder.
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from bvllm_adapters.balanced_tokenizer import BalancedTokenizer
 from bvllm_adapters.features import FrameFeatures, PatchReader, VisualTokens
 from bvllm_adapters.hosts.base import tokenizer_of
+from bvllm_adapters.selectors.blind import RandomSelector
 from bvllm_transformers.arguments import Inputs, check_inputs, pad_of, with_types
 from bvllm_transformers.families import Family, family_of
 from bvllm_transformers.glimpse import blurred, pictures
@@ -162,7 +163,8 @@ def glance(model: Any, selector: Any, family: Family, inputs: Inputs, place: Pla
     which = (family.split, inputs, place.video, place.num_groups)
     found = pictures(model.config, *which)
     if found is None:
-        if getattr(selector, "reads_question", True):
+        drawn = isinstance(selector, RandomSelector)  # by the question, whatever it sees
+        if getattr(selector, "reads_question", True) and not drawn:
             raise ValueError(
                 f"selector: got a {type(selector).__name__}, which reads pictures, wanted one that "
                 f"does not: how pixels of a {type(model).__name__} make pictures is not known; "

@@ -35,18 +35,13 @@ def prompt_inputs(
     Raises:
         ValueError: a processor without chat template.
     """
-    if not getattr(processor, "chat_template", None):
-        raise ValueError(
-            "processor: got one without chat_template, wanted that of a chat model: it says how "
-            "a question becomes a prompt"
-        )
     kind = "image" if layout.is_image else "video"
     words = special_tokens(processor.tokenizer) | tokens_of_visuals(processor)
     turns = turns_of(question, history, words)
     messages = [] if system is None else [_message("system", without(system, words))]
     for i, turn in enumerate(turns):
         messages.append(_message(("user", "assistant")[i % 2], turn, None if i else kind))
-    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    text = rendered(processor, messages)
     if layout.is_image:
         blank = np.zeros((layout.height, layout.width, 3), np.uint8)
         return with_image(processor, text, blank)
@@ -66,10 +61,25 @@ def prompt_inputs(
 def image_pixels(processor: Any, picture: Pictures) -> ImagePixels:
     """(H, W, 3) uint8 RGB, as the processor makes it for a prompt."""
     message = _message("user", "", "image")
-    made = with_image(processor, processor.apply_chat_template([message], tokenize=False), picture)
+    made = with_image(processor, rendered(processor, [message]), picture)
     rows = made["input_ids"].shape
     of_prompt = [name for name, value in made.items() if getattr(value, "shape", None) == rows]
     return ImagePixels({name: made[name] for name in made if name not in of_prompt})
+
+
+def rendered(processor: Any, messages: Sequence[Any]) -> str:
+    """A conversation as the text that the model reads, up to where its answer begins.
+
+    Raises:
+        ValueError: a processor without chat template.
+    """
+    if not getattr(processor, "chat_template", None):
+        raise ValueError(
+            "processor: got one without chat_template, wanted that of a chat model: it says how "
+            "a question becomes a prompt"
+        )
+    text: str = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return text
 
 
 def with_image(processor: Any, text: str, picture: Pictures) -> dict[str, Any]:

@@ -136,6 +136,18 @@ def family_of(model: Any) -> Family:
     raise HostError(f"model: got a {type(model).__name__}, wanted one of {sorted(FAMILIES)}")
 
 
+def check_asked(model: Any, processor: Any) -> None:
+    """HostError: models of this class are served where they are called with what their processor
+    makes, but our reader's frames cannot be shown to them."""
+    split = family_of(model).split
+    if type(split) in (Clip, Frames) or split == Grid():
+        return
+    raise HostError(
+        f"model: got a {type(model).__name__}, whose videos bvllm does not read by itself yet, "
+        "wanted model.generate(**processor.apply_chat_template(...)), which keeps the budget too"
+    )
+
+
 def check_served(model: Any) -> None:
     """HostError: models of this class are served, but not as this one is configured."""
     family_of(model)

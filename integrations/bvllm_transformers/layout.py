@@ -18,6 +18,7 @@ from transformers.image_utils import SizeDict
 from transformers.video_processing_utils import BaseVideoProcessor
 
 from bvllm_adapters.config import BalancedTokenizerConfig
+from bvllm_adapters.hosts.host import HostError
 from bvllm_adapters.selectors.split import frames_and_tokens, least_tokens
 from bvllm_transformers.families import Family
 from bvllm_transformers.splits import Clip, Grid
@@ -52,6 +53,15 @@ def frames_per_look(family: Family, processor: Any) -> int:
     return int(getattr(processor.video_processor, "temporal_patch_size", 1) or 1)
 
 
+def check_shows_videos(processor: Any) -> None:
+    """HostError for a processor that makes pixels of images alone."""
+    if getattr(processor, "video_processor", None) is None:
+        raise HostError(
+            f"processor: got a {type(processor).__name__} without video_processor, wanted one that "
+            "takes videos; bvllm.select_frames chooses frames to be shown as images"
+        )
+
+
 def lay_out(
     family: Family,
     config: BalancedTokenizerConfig,
@@ -71,21 +81,22 @@ def lay_out(
     """
     video = processor.video_processor
 
-    def wanted(tokens: int) -> tuple[int, int]:
+    def wanted(tokens: int, least: int) -> tuple[int, int]:
         return frames_and_tokens(
             config.max_tokens, groups, tokens,
-            frames=config.num_frames, tokens_per_frame=config.tokens_per_frame,
-            least=least_tokens(tokens),
+            frames=config.num_frames, tokens_per_frame=config.tokens_per_frame, least=least,
         )  # fmt: skip
 
     if not isinstance(family.split, Grid):
         return Layout(height, width, native(), beside=family.tail)
-    shown, _ = wanted(MOST)
+    shown, _ = wanted(MOST, least_tokens(1))
     ghost = ghosts(frames_per_look(family, processor) * shown, height, width)
     _, h, w = processed(video, ghost)["video_grid_thw"][0].tolist()
     square = video.merge_size
     rows, columns = h // square, w // square
-    tokens = wanted(rows * columns)[1] if config.sampler == "none" else rows * columns
+    tokens = rows * columns
+    if config.sampler == "none":
+        _, tokens = wanted(tokens, least_tokens(tokens))
     if tokens < rows * columns:
         less = math.sqrt(tokens / (rows * columns))
         rows, columns = math.ceil(rows * less), math.ceil(columns * less)

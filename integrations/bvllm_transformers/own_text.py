@@ -59,30 +59,23 @@ def spans_of(
     return [(a - size, b + closing) for size, (a, b) in zip(sizes, bare, strict=True)], True
 
 
-def alike(a: Ids, b: Ids) -> int:
-    """How many ids two texts have in common at their beginning and at their end."""
-    most = min(len(a), len(b))
-    head = 0
-    while head < most and a[head] == b[head]:
-        head += 1
-    tail = 0
-    while tail < most - head and a[-1 - tail] == b[-1 - tail]:
-        tail += 1
-    return head + tail
-
-
 def best_tail(text: Ids, like: Ids) -> tuple[int, int]:
-    """(how far from it, how long) of the end of `text` that is most like another text."""
-    longest = min(len(text), 2 * len(like) + 8)
-    return min(
-        (size + len(like) - 2 * alike(text[len(text) - size :], like), size)
-        for size in range(longest + 1)
-    )
+    """(how far from it, how long) of the end of `text` that is most like another text: by the
+    fewest ids that are other, missing or too many. Of ends that are as near the longest."""
+    back = text[: -2 * len(like) - 9 : -1]
+    row = list(range(len(back) + 1))  # how far each end is from nothing
+    for word in reversed(like):
+        before, row = row, [row[0] + 1]
+        for i, other in enumerate(back):
+            row.append(min(before[i] + (word != other), before[i + 1] + 1, row[i] + 1))
+    far, size = min((far, -size) for size, far in enumerate(row))
+    return far, -size
 
 
 def similar(a: Ids, b: Ids) -> bool:
     """Whether two texts say the same of two groups, but for a number."""
-    return 2 * alike(a, b) >= max(len(a), len(b))
+    far, size = best_tail(a, b)
+    return size == len(a) and 2 * far <= max(len(a), len(b))
 
 
 def _closing(gaps: Sequence[Ids], before: Ids, behind: Ids) -> int:
@@ -105,8 +98,7 @@ def _first_size(texts: Sequence[Ids], before: Ids, loose: bool) -> int:
     """How long the first group's text is: the end of `before` that is most like another's."""
     samples = [texts[0], min(texts, key=len), max(texts, key=len)]
     far, size, like = min((*best_tail(before, text), len(text)) for text in samples)
-    common = (size + like - far) // 2
-    if 2 * common >= like or (loose and not _even(texts)):
+    if 2 * far <= max(size, like) or (loose and not _even(texts)):
         return size
     return min(len(texts[0]), len(before))  # nothing but numbers
 
@@ -115,11 +107,11 @@ def _without_words(texts: Sequence[Ids], before: Ids) -> list[int]:
     """Of each text between two groups, how long the part is that is the second group's own."""
     if len(texts) > 1 and _even(texts):
         return [len(text) for text in texts]
-    own = [
-        text
+    near = [  # with two of the next on either side: all of a long video would take long
+        any(similar(text, texts[j]) for j in (i - 1, i + 1, i - 2, i + 2) if 0 <= j < len(texts))
         for i, text in enumerate(texts)
-        if any(similar(text, other) for j, other in enumerate(texts) if j != i)
     ]
+    own = [text for text, found in zip(texts, near, strict=True) if found]
     if not own:  # two groups, or a text of its own between each
         size = best_tail(before, texts[0])[1]
         first = before[len(before) - size :]
@@ -127,7 +119,10 @@ def _without_words(texts: Sequence[Ids], before: Ids) -> list[int]:
             return [len(texts[0])]
         bracket = _common([text[::-1] for text in [*texts, before]])
         return [bracket for _ in texts]
-    return [len(text) if text in own else best_tail(text, own[0])[1] for text in texts]
+    return [
+        len(text) if found else best_tail(text, own[0])[1]
+        for text, found in zip(texts, near, strict=True)
+    ]
 
 
 def _even(texts: Sequence[Ids]) -> bool:

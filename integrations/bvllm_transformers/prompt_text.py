@@ -68,6 +68,7 @@ def words_of(inputs: Mapping[str, Any], places: Sequence[Place]) -> Tensor:
     for place in places:
         for begin, end in place.spans:
             words[place.row, begin:end] = False
+        words[place.row, place.columns[0, 0]] = True  # parts what was said before and after it
     return words
 
 

@@ -22,10 +22,11 @@ from bvllm_transformers.arguments import check_seam
 from bvllm_transformers.budget import check_sampled, own_width
 from bvllm_transformers.calls import Budgeted
 from bvllm_transformers.conversation_prompts import image_pixels
-from bvllm_transformers.families import check_served, family_of
+from bvllm_transformers.families import check_asked, check_served, family_of
 from bvllm_transformers.layout import (
     ImagePixels,
     Layout,
+    check_shows_videos,
     encoder_inputs,
     frames_per_look,
     lay_out,
@@ -50,8 +51,8 @@ class TransformersHost:
 
     def config(self, model: Any) -> BalancedTokenizerConfig:
         """Without training: frames by coverage, of each the model's own tokens."""
-        check_seam(model)
         check_served(model)
+        check_seam(model)
         width = model.get_input_embeddings().embedding_dim
         return BalancedTokenizerConfig(
             num_frames=None, tokens_per_frame=None, vision_width=width, llm_width=width,
@@ -63,6 +64,7 @@ class TransformersHost:
         return tower
 
     def frames_per_look(self, model: Any, processor: Any) -> int:
+        check_asked(model, processor)
         return frames_per_look(family_of(model), processor)
 
     def layout(
@@ -86,6 +88,7 @@ class TransformersHost:
         is_image: bool = False,
         layout: Layout | None = None,
     ) -> Tensor | ImagePixels:
+        check_shows_videos(processor)
         if is_image:
             return image_pixels(processor, frames[0])
         return video_pixels(processor, frames, layout)

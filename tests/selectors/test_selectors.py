@@ -101,10 +101,17 @@ def test_coverage_finds_what_comes_and_goes() -> None:
 
 
 def test_a_dark_frame_of_noise_is_not_new() -> None:
-    """Thumbnails are compared as they are: of unit length, black frames' noise is a picture."""
-    cls = 0.5 + 0.05 * features(300, 0, 768)
-    cls[:100] = 0.001 * features(100, 1, 768).abs()
-    cls[200:203] += 0.3
+    """Of unit length, black frames' noise would be a picture, and a new one each time."""
+    cls = 0.5 + 0.05 * features(1, 0, 768) + 0.001 * features(300, 1, 768)
+    cls[:100] = 0.001 * features(100, 2, 768).abs()
+    cls[200:203] = 0.5 + 0.05 * features(1, 3, 768)
+    assert 200 <= int(CoverageSelector().scores(cls, torch.arange(300.0)).argmax()) < 203
+
+
+def test_light_that_changes_all_over_a_frame_is_nothing_new() -> None:
+    cls = 0.5 + 0.05 * features(1, 0, 768) + 0.001 * features(300, 1, 768)
+    cls[100:103] += 0.3
+    cls[200:203] = 0.5 + 0.05 * features(1, 3, 768)
     assert 200 <= int(CoverageSelector().scores(cls, torch.arange(300.0)).argmax()) < 203
 
 

@@ -44,7 +44,9 @@ def test_a_split_is_legal(
     assert tokens_per_frame is None or tokens <= tokens_per_frame
     if max_tokens is None:
         return
-    assert chosen * tokens <= max_tokens
+    assert (chosen - 1) * tokens < max_tokens  # what the last frame has too much is merged
+    if frames is None and (tokens == native or tokens_per_frame is not None):
+        assert chosen * tokens >= min(max_tokens, num_frames * tokens)  # no token is left over
     if tokens_per_frame is None:  # nothing is left that could give every frame one token more
         over = max_tokens - chosen * tokens
         rule = max(round(max_tokens**0.5), least)

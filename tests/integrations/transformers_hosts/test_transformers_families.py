@@ -28,7 +28,9 @@ from tiny import FAMILIES, Inputs, family
 from torch import Tensor
 
 every_family = pytest.mark.parametrize("name", FAMILIES)
+ROUNDS = {"minicpm_ocr": 3e-4}  # padded beside alone, measured 1.0e-4; recurrent layers
 NO_BEAMS = {"glm5_next"}  # of a video, unmodified either
+ONE_VIDEO = {"instructblipvideo", "nemotron_h_omni", "qwen2_5_omni"}  # their processors take one
 
 
 @every_family
@@ -146,8 +148,7 @@ def test_a_batch_is_its_prompts(name: str, side: str) -> None:
         together = forward(model, batch(one, prompts, side))
     for row, single in zip(together, alone, strict=True):
         row = row[-len(single) :] if side == "left" else row[: len(single)]
-        # Mixtures of experts and recurrent layers round most, unmodified as well.
-        torch.testing.assert_close(row, single, rtol=0, atol=3e-4)
+        torch.testing.assert_close(row, single, rtol=0, atol=ROUNDS.get(name, 3e-5))
 
 
 @every_family
@@ -172,7 +173,7 @@ def test_beams_of_a_batch_are_those_of_its_prompts(name: str) -> None:
 
 @every_family
 def test_two_videos_in_one_prompt(name: str) -> None:
-    if name in ("instructblipvideo", "nemotron_h_omni", "qwen2_5_omni"):
+    if name in ONE_VIDEO:
         pytest.skip("its processor takes one")
     one, (first, second) = family(name), prompts_of(name)
     model = one.shared_model()
@@ -194,7 +195,7 @@ def test_two_videos_in_one_prompt(name: str) -> None:
 @pytest.mark.parametrize("name", ["gemma4", "molmo2", "ovis2", "qwen3_vl", "instructblipvideo"])
 def test_copies_pickles_and_threads(name: str) -> None:
     one, prompts = family(name), prompts_of(name)
-    model = one.model()
+    model = one.model(seed=9)  # which no other test has called
     with wrapped(model, max_tokens=7):
         # Before its first forward(): unmodified models that record what passes cannot be pickled
         # after it either.

@@ -50,6 +50,10 @@ def turn(role: str, *content: Any) -> dict[str, Any]:
 CONVERSATIONS: dict[str, tuple[list[Any], str]] = {
     "after the video": ([turn("user", VIDEO, text("What happens?"))], "What happens?"),
     "before the video": ([turn("user", text("What happens?"), VIDEO)], "What happens?"),
+    "before the video, a line": (
+        [turn("user", text("What happens?\n"), VIDEO, text("Say why."))],
+        "What happens?\nSay why.",
+    ),
     "around the video": ([turn("user", text("Here:"), VIDEO, text("Why?"))], "Here:\nWhy?"),
     "a system prompt": (
         [turn("system", text("You are a very helpful one.")), turn("user", VIDEO, text("Who?"))],
@@ -110,7 +114,12 @@ def asked(name: str) -> tuple[Any, Asked]:
 
 @every_name
 @pytest.mark.parametrize("kind", CONVERSATIONS)
-def test_the_last_words_of_the_user(name: str, kind: str, known: list[Any]) -> None:
+def test_the_last_words_of_the_user(
+    name: str, kind: str, known: list[Any], request: pytest.FixtureRequest
+) -> None:
+    if name == "internvl" and kind in ("before the video", "around the video"):
+        why = "a sign right before 'Frame1: ' stands where others have their new line"
+        request.applymarker(pytest.mark.xfail(reason=why, strict=True))
     messages, want = CONVERSATIONS[kind]
     model, selector = asked(name)
     with torch.no_grad():
