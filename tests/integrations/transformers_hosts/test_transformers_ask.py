@@ -167,8 +167,6 @@ def test_an_image_is_the_users_own(name: str) -> None:
 
     def plain() -> Any:
         made = model(name)
-        if name == "llava_onevision":  # as the processor cuts images
-            made.config.image_grid_pinpoints = [[16, 16]]
         return made
 
     out = plain().generate(**inputs, max_new_tokens=6, do_sample=False)
