@@ -230,16 +230,19 @@ class BalancedTokenizer(PretrainedWithScout, nn.Module):
         ]
         if sampler is None:
             return frames
-        shapes = {tuple(video.shape[1:]) for video in frames}
-        if len(shapes) > 1:
-            raise ValueError(f"patches: got {sorted(shapes)}, wanted one (P, C) in a batch")
-        counts = [len(video) for video in frames]
         how: dict[str, Any] = {} if prepare is None else {"prepared": True}
-        if knows_counts(sampler.forward):  # a question is read once for all frames of its video
-            how["counts"] = counts
-        else:
-            texts = [text for text, n in zip(texts, counts, strict=True) for _ in range(n)]
-        return list(sampler(torch.cat(frames), *pad(texts), **how).split(counts))
+        sampled = dict(enumerate(frames))
+        for shape in dict.fromkeys(video.shape[1:] for video in frames):  # of unlike pictures
+            of = [i for i, video in enumerate(frames) if video.shape[1:] == shape]
+            counts = [len(frames[i]) for i in of]
+            asked = [texts[i] for i in of]
+            if knows_counts(sampler.forward):  # a question is read once for all frames of a video
+                how["counts"] = counts
+            else:
+                asked = [text for text, n in zip(asked, counts, strict=True) for _ in range(n)]
+            made = sampler(torch.cat([frames[i] for i in of]), *pad(asked), **how)
+            sampled.update(zip(of, made.split(counts), strict=True))
+        return list(sampled.values())
 
     def fit(
         self,

@@ -206,15 +206,32 @@ def test_plan_names_what_is_wrong():
         ([video()], [torch.zeros(2)], {}, r"questions\[0\]: got Tensor, wanted a string or"),
         ([video()], ["?"], {"prompts": []}, "prompts: got 0, wanted 1 as features"),
         ([video()], ["?"], {"max_tokens": 0}, "max_tokens: got 0, wanted an int >= 1"),
-        (
-            [video(), video(patches=torch.zeros(6, 4, 8))], ["?", "?"], {},
-            r"patches: got \[\(4, 8\), \(5, 8\)\], wanted one \(P, C\) in a batch",
-        ),
     ],
 )  # fmt: skip
 def test_wrong_input_is_named(features, questions, options, message):
     with pytest.raises(ValueError, match=message):
         tokenizer()(features, questions, **options)
+
+
+def test_pictures_of_unlike_sizes_are_sampled_as_alone():
+    sampled = tokenizer().eval()
+    inputs = [video(), video(patches=torch.randn(6, 4, 8)), video(patches=torch.randn(6, 5, 8))]
+    questions = ["what?", "", "why is it so?"]
+    for made, one, question in zip(sampled(inputs, questions), inputs, questions, strict=True):
+        (alone,) = sampled([one], [question])
+        torch.testing.assert_close(made.tokens, alone.tokens, rtol=0, atol=1e-6)
+        assert made.slot.equal(alone.slot)
+
+
+def test_an_input_gets_no_more_tokens_than_its_host_has_places_for():
+    soft = tokenizer({"num_frames": 12, "merge_threshold": 1.0}).train()
+    for room in (1, 3, 7, 12):
+        torch.manual_seed(0)
+        limited, free = soft([video(room=room), video()], ["?", "?"], prompts=[0, 0])
+        assert len(limited) == room and len(free) > 12
+        torch.manual_seed(0)
+        both = soft([video(room=room), video()], ["?", "?"], prompts=[0, 0], max_tokens=29)
+        assert sum(map(len, both)) == min(29, room + len(free)) and len(both[0]) <= room
 
 
 def test_a_budget_without_a_merger_is_refused():

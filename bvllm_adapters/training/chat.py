@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bvllm_adapters.question import IGNORED_LABEL
 from bvllm_adapters.training.conversations import Row, RowError
-from bvllm_adapters.training.host import HostTraining
+from bvllm_adapters.training.host import Expanded, HostTraining, Visual
 
 
 def tokenized(row: Row, host: HostTraining, max_length: int) -> tuple[Tensor, Tensor]:
@@ -25,17 +27,7 @@ def tokenized(row: Row, host: HostTraining, max_length: int) -> tuple[Tensor, Te
         RowError: where the chat format changes what was said before or has no place for a system
             turn, a placeholder would be cut off, or nothing is left to learn.
     """
-    ids: list[int] = []
-    labels: list[int] = []
-    for end in range(2, len(row.turns) + 1, 2):
-        asked = host.ids(_prompt(row, end - 1, host))
-        answered = host.ids(_prompt(row, end, host))
-        begin = _shared(asked, answered)
-        if _shared(ids, answered) < len(ids) or begin < len(ids):
-            raise RowError("the chat format writes earlier turns differently once there are more")
-        labels += [IGNORED_LABEL] * (begin - len(labels))
-        labels += _ended(answered[begin:], host)
-        ids = answered
+    ids, labels = _learned(row, host, host.ids)
     found = sum(i in host.placeholders for i in ids)
     if found != len(row.media):
         raise RowError(f"got {found} placeholders in the prompt, wanted {len(row.media)} as media")
@@ -46,6 +38,51 @@ def tokenized(row: Row, host: HostTraining, max_length: int) -> tuple[Tensor, Te
     if all(label == IGNORED_LABEL for label in labels):
         raise RowError(f"max_length: got {max_length}, which leaves no answer to learn")
     return torch.tensor(ids), torch.tensor(labels)
+
+
+def expanded(
+    row: Row, host: HostTraining, visuals: Sequence[Visual], max_length: int
+) -> tuple[Tensor, Tensor, Expanded]:
+    """`tokenized`, with all placeholders of a host whose prompts have one for each visual token,
+    and what goes along with the ids that are left.
+
+    Args:
+        visuals: the row's media. max_length: ids at most, of which each medium counts as one.
+    """
+    ids, labels = tokenized(row, host, max_length)
+    of_prompt: Any = getattr(host, "expanded", None)
+    if of_prompt is None or not visuals:
+        return ids, labels, Expanded([])
+    made: list[Expanded] = []
+
+    def ids_of(prompt: str) -> list[int]:
+        made.append(of_prompt(prompt, visuals))
+        return made[-1].ids
+
+    cut = len(_learned(row, host, host.ids)[0]) - len(ids)
+    long, learned = _learned(row, host, ids_of)
+    length = len(long) - cut
+    of_ids = {name: value[:length] for name, value in made[-1].of_ids.items()}
+    more = replace(made[-1], of_ids=of_ids)
+    return torch.tensor(long[:length]), torch.tensor(learned[:length]), more
+
+
+def _learned(
+    row: Row, host: HostTraining, ids_of: Callable[[str], list[int]]
+) -> tuple[list[int], list[int]]:
+    """The ids of a row, as `ids_of` gives those of a prompt, and its labels."""
+    ids: list[int] = []
+    labels: list[int] = []
+    for end in range(2, len(row.turns) + 1, 2):
+        asked = ids_of(_prompt(row, end - 1, host))
+        answered = ids_of(_prompt(row, end, host))
+        begin = _shared(asked, answered)
+        if _shared(ids, answered) < len(ids) or begin < len(ids):
+            raise RowError("the chat format writes earlier turns differently once there are more")
+        labels += [IGNORED_LABEL] * (begin - len(labels))
+        labels += _ended(answered[begin:], host)
+        ids = answered
+    return ids, labels
 
 
 def _prompt(row: Row, turns: int, host: HostTraining) -> str:

@@ -21,6 +21,7 @@ Stage = Literal["alignment", "instruction"]
 Schedule = Literal["linear", "cosine", "constant"]
 Precision = Literal["bf16", "fp32"]
 PARTS = ("frame_selector", "spatial_sampler", "projection")
+DEFAULT_PARTS = ("frame_selector", "projection")  # of alignment
 NEEDED = ("stage", "model", "data", "output", "learning_rate", "schedule", "global_batch")
 
 
@@ -46,7 +47,8 @@ class TrainingConfig:
             eval_loss, each row's being the mean over its answer tokens, without noise.
         validate_every: steps; None: `save_every`. Validated is after the last step too.
         output: folder for checkpoints and the trained adapter.
-        train: in alignment, some of frame_selector, spatial_sampler and projection.
+        train: in alignment, some of frame_selector, spatial_sampler and projection; by default
+            frame_selector and projection, as far as the tokenizer has them.
         fps, max_frames: of videos. max_length: ids of a row before visual tokens come in.
         learning_rate, schedule, weight_decay: of AdamW. max_grad_norm: 0: no clipping.
         warmup: share of the steps in which the learning rate rises.
@@ -152,7 +154,7 @@ class TrainingConfig:
             put(self, "train", PARTS)
             put(self, "lora", lora_settings(self.lora or {}))
             return
-        put(self, "train", self.train or ("frame_selector", "projection"))
+        put(self, "train", self.train or DEFAULT_PARTS)
         if self.lora is not None:
             raise ValueError(f"lora: got {self.lora} in alignment, wanted none")
 

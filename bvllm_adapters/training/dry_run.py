@@ -101,7 +101,7 @@ def _samples(config: TrainingConfig, rows: Rows, model: Any, host: HostTraining)
             continue
         yield f"sample     {sample.name}"
         yield f"           question: {sample.question[:100]!r}"
-        yield f"           {_counts(sample)}, {_visuals(sample, settings)}"
+        yield f"           {_counts(sample)}, {_visuals(sample, settings, host)}"
 
 
 def _validation(config: TrainingConfig, rows: Rows, host: HostTraining) -> Iterator[str]:
@@ -120,7 +120,7 @@ def _counts(example: Example) -> str:
     return f"{len(example.input_ids)} ids, {learned} of them learned"
 
 
-def _visuals(example: Example, settings: Any) -> str:
+def _visuals(example: Example, settings: Any, host: HostTraining) -> str:
     if not example.visuals:
         return "no visual tokens"
     frames = [len(visual.pixels) for visual in example.visuals]
@@ -128,7 +128,12 @@ def _visuals(example: Example, settings: Any) -> str:
         f"{visual.kind} of {count} frames" if visual.kind == "video" else "image"
         for visual, count in zip(example.visuals, frames, strict=True)
     )
-    return f"{shown}: {plan(settings, frames, training=True)} visual tokens at most"
+    if settings.sampler == "none":  # those that the prompt has places for
+        most = sum(int(i) in host.placeholders for i in example.input_ids)
+        most = min(most, settings.max_tokens or most)
+    else:
+        most = plan(settings, frames, training=True)
+    return f"{shown}: {most} visual tokens at most"
 
 
 def _lengths(config: TrainingConfig, rows: Rows, host: HostTraining) -> Iterator[str]:

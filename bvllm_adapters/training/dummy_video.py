@@ -17,7 +17,9 @@ from bvllm_adapters.features import FrameFeatures
 
 def zero_of(tokenizer: BalancedTokenizer) -> Tensor:
     """0 with a gradient of zeros for each trained weight; torch's generator stays as it is."""
-    weight, config = next(tokenizer.parameters()), tokenizer.config
+    config, weight = tokenizer.config, next(tokenizer.trained_parameters(), None)
+    if weight is None:  # a tokenizer without training, beside a LoRA
+        return torch.zeros(())
     frames = weight.new_zeros(2, config.selection_width)
     patches = weight.new_zeros(2, 1, config.vision_width)
     tokens = tokenizer(

@@ -5,8 +5,8 @@ Axes: B rows of a batch, L ids of the longest, T frames of one medium, S image s
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -17,11 +17,27 @@ from bvllm_adapters.video.frames import Video
 
 @dataclass(frozen=True, eq=False)
 class Visual:
-    """One image or video as the tower takes it: (T, 3, S, S) pixels, (T,) seconds."""
+    """One image or video as the tower takes it: (T, 3, S, S) pixels, (T,) seconds, and what a host
+    whose prompts depend on it wants to know again of its size."""
 
     kind: Kind
     pixels: Tensor
     seconds: Tensor
+    layout: Any = None
+
+
+@dataclass(frozen=True, eq=False)
+class Expanded:
+    """A prompt with a place for each visual token.
+
+    Args:
+        ids: its L ids. of_ids: what forward() takes beside them, (L,) each. beside: what it takes
+            beside pixels.
+    """
+
+    ids: list[int]
+    of_ids: Mapping[str, Tensor] = field(default_factory=dict)
+    beside: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +48,7 @@ class Example:
         name: of the row, for messages. question: what the Q-Formers read.
         input_ids: (L,) int64 with a placeholder for each visual. labels: (L,), -100 but at answers.
         seeds: of the noise with which frames are chosen, one for each visual.
+        of_ids, beside: see `Expanded`.
     """
 
     name: str
@@ -40,11 +57,20 @@ class Example:
     labels: Tensor
     visuals: tuple[Visual, ...] = ()
     seeds: tuple[int, ...] = ()
+    of_ids: Mapping[str, Tensor] = field(default_factory=dict)
+    beside: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class HostTraining(Protocol):
-    """Given by a host's `training(processor)`. DataLoader workers get a copy each, so it holds no
-    model and can be pickled."""
+    """Given by a host's `training(processor)` or, where settings of the wrapped model are needed,
+    `training(processor, model)`. DataLoader workers get a copy each, so it holds no model and can
+    be pickled.
+
+    A host whose prompts have a place for each visual token has `expanded(prompt, visuals) ->
+    Expanded` too: the ids of a prompt of which `ids` gives one placeholder a medium, with those of
+    all its media (the first of `visuals`, as many as the prompt has). One to whose tower frames
+    are more than (T, 3, S, S) pixels has `visual(kind, video) -> Visual` in place of `pixels`.
+    """
 
     pad_token_id: int
     placeholders: Collection[int]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 import os
@@ -128,7 +129,8 @@ def prepared(config: TrainingConfig) -> tuple[nn.Module, HostTraining]:
     if config.scout is not None:
         log.info("%s: %s", config.scout, from_image_model(tokenizer_of(model), config.scout))
     processor = host.processor(local_folder(config.model, "config.json"))
-    return model, cast(HostTraining, host.training(processor))
+    needed = {"model": model} if "model" in inspect.signature(host.training).parameters else {}
+    return model, cast(HostTraining, host.training(processor, **needed))
 
 
 def training_arguments(config: TrainingConfig, steps: int) -> TrainingArguments:

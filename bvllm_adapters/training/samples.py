@@ -12,11 +12,11 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from bvllm_adapters.question import IGNORED_LABEL
-from bvllm_adapters.training.chat import tokenized
+from bvllm_adapters.training.chat import expanded, tokenized
 from bvllm_adapters.training.config import TrainingConfig
-from bvllm_adapters.training.conversations import Row, RowError
+from bvllm_adapters.training.conversations import Kind, Row, RowError
 from bvllm_adapters.training.host import Example, HostTraining, Visual
-from bvllm_adapters.video.frames import VideoWarning
+from bvllm_adapters.video.frames import Video, VideoWarning
 from bvllm_adapters.video.read import read_video
 
 Draw = tuple[int, int]
@@ -87,7 +87,7 @@ class Samples(Dataset[Example | Skipped]):
         most = self.host.max_media
         if most is not None and len(row.media) > most:
             raise RowError(f"got {len(row.media)} images and videos, wanted {most} at most")
-        ids, labels = tokenized(row, self.host, self.max_length)
+        tokenized(row, self.host, self.max_length)  # before any video is read
         visuals = []
         for medium in row.media:
             if medium.path.exists() and not (medium.path.is_file() or medium.path.is_dir()):
@@ -98,10 +98,20 @@ class Samples(Dataset[Example | Skipped]):
                 video = read_video(medium.path, fps=self.fps, max_frames=self.max_frames)
             if medium.kind == "image" and len(video.frames) != 1:
                 raise RowError(f"{medium.path}: got {len(video.frames)} frames, wanted an image")
-            seconds = torch.from_numpy(video.seconds)
-            visuals.append(Visual(medium.kind, self.host.pixels(video), seconds))
+            visuals.append(self.visual(medium.kind, video))
+        ids, labels, more = expanded(row, self.host, visuals, self.max_length)
         seeds = np.random.SeedSequence([self.seed, *draw]).generate_state(len(visuals), np.uint64)
-        return Example(row.name, row.question, ids, labels, tuple(visuals), tuple(seeds.tolist()))
+        return Example(
+            row.name, row.question, ids, labels, tuple(visuals), tuple(seeds.tolist()),
+            more.of_ids, more.beside,
+        )  # fmt: skip
+
+    def visual(self, kind: Kind, video: Video) -> Visual:
+        own: Any = getattr(self.host, "visual", None)
+        if own is not None:
+            found: Visual = own(kind, video)
+            return found
+        return Visual(kind, self.host.pixels(video), torch.from_numpy(video.seconds))
 
 
 class InOrder(Dataset[Example | Skipped]):

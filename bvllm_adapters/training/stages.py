@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from bvllm_adapters.balanced_tokenizer import BalancedTokenizer
 from bvllm_adapters.hosts.adapter import lora_of
 from bvllm_adapters.hosts.base import TOKENIZER, base_model, tokenizer_of
-from bvllm_adapters.training.config import TrainingConfig
+from bvllm_adapters.training.config import DEFAULT_PARTS, PARTS, TrainingConfig
 from bvllm_adapters.training.lora_settings import LoraSettings
 from bvllm_adapters.weights.checkpoint import check_same, read_tensors
 from bvllm_adapters.weights.lora_layers import ATTRIBUTE, add_lora, copy_lora, lora_layers
@@ -30,12 +32,36 @@ def choose_parameters(model: nn.Module, config: TrainingConfig) -> None:
     base = base_model(model)
     base.requires_grad_(False)
     tokenizer = tokenizer_of(base).float()
-    for part in config.train:
+    for part in trained_parts(tokenizer, config):
         getattr(tokenizer, part).requires_grad_(True)
     if config.lora is not None:
         _train_lora(base, config.lora)
     if config.adapter is not None:
         restore(base, config.adapter)
+
+
+def trained_parts(tokenizer: BalancedTokenizer, config: TrainingConfig) -> list[str]:
+    """Those of the config's that the tokenizer has, with weights to be trained.
+
+    Raises:
+        ValueError: one that was asked for is not there, or none is and nothing else is trained.
+    """
+    parts = {part: getattr(tokenizer, part) for part in PARTS}
+    if tokenizer.chooses_untrained:
+        del parts["frame_selector"]
+    there = [part for part, stage in parts.items() if any(True for _ in _weights(stage))]
+    missing = [part for part in config.train if part not in there]
+    by_default = config.train in (PARTS, DEFAULT_PARTS)
+    if (missing and not by_default) or (not set(there) & set(config.train) and not config.lora):
+        raise ValueError(
+            f"train: got {missing}, of which the tokenizer has no weights, wanted some of {there}; "
+            "see tokenizer: selector, sampler and projection"
+        )
+    return [part for part in config.train if part in there]
+
+
+def _weights(stage: nn.Module | None) -> Iterator[nn.Parameter]:
+    yield from () if stage is None else stage.parameters()
 
 
 def _train_lora(base: nn.Module, settings: LoraSettings) -> None:

@@ -43,19 +43,43 @@ def prompt_inputs(
         messages.append(_message(("user", "assistant")[i % 2], turn, None if i else kind))
     text = rendered(processor, messages)
     if layout.is_image:
-        blank = np.zeros((layout.height, layout.width, 3), np.uint8)
-        return with_image(processor, text, blank)
-    frames = ghosts(len(seconds) * frames_per_look, layout.height, layout.width)
-    video: dict[str, Any] = {
-        "do_sample_frames": False,
-        "video_metadata": [times_of(seconds, frames_per_look, layout)],
-        "device": frames.device,
-    }
-    if layout.scaled:
-        video["do_resize"] = False
-    if hasattr(processor.video_processor, "use_token_compression"):
-        video["use_token_compression"] = False
-    return dict(processor(text=[text], videos=[frames], return_tensors="pt", videos_kwargs=video))
+        return with_visuals(processor, text, images=[(layout.height, layout.width)])
+    shown = [(layout, seconds)]
+    return with_visuals(processor, text, videos=shown, frames_per_look=frames_per_look)
+
+
+def with_visuals(
+    processor: Any,
+    text: str,
+    *,
+    videos: Sequence[tuple[Layout, Tensor]] = (),
+    images: Sequence[tuple[int, int]] = (),
+    frames_per_look: int = 1,
+) -> dict[str, Any]:
+    """The arguments that the processor makes of a prompt's text, pixels without meaning among them.
+
+    Args:
+        videos: of each its layout and the (T,) times of its groups. images: of each height, width.
+    """
+    given: dict[str, Any] = {"text": [text], "return_tensors": "pt"}
+    if images:
+        given["images"] = [np.zeros((*size, 3), np.uint8) for size in images]
+    if videos:
+        frames = [
+            ghosts(len(seconds) * frames_per_look, layout.height, layout.width)
+            for layout, seconds in videos
+        ]
+        video: dict[str, Any] = {
+            "do_sample_frames": False,
+            "video_metadata": [times_of(s, frames_per_look, layout) for layout, s in videos],
+            "device": frames[0].device,
+        }
+        if all(layout.scaled for layout, _ in videos):
+            video["do_resize"] = False
+        if hasattr(processor.video_processor, "use_token_compression"):
+            video["use_token_compression"] = False
+        given |= {"videos": frames, "videos_kwargs": video}
+    return dict(processor(**given))
 
 
 def image_pixels(processor: Any, picture: Pictures) -> ImagePixels:

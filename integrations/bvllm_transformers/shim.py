@@ -120,6 +120,11 @@ class TransformersHost:
         """In the chat format of the model's processor."""
         return answers(model, processor, questions, tokens, history, system, generate)
 
+    def training(self, processor: Any, model: Any) -> Any:
+        from bvllm_transformers.training import TransformersTraining  # seldom used
+
+        return TransformersTraining(processor, model)
+
     def tiny(self, folder: Path, name: str) -> None:
         """Of a few families; see `bvllm_transformers.tiny`."""
         from bvllm_transformers.tiny import write_tiny_checkpoint

@@ -32,7 +32,9 @@ TEMPLATE = """\
 QWEN = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 _QWEN_FIELDS = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id")
 PATCHES: dict[str, Any] = {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2}
-UNCAPPED: dict[str, Any] = {"cap_pixels_per_frame": False}  # said, so that transformers does not warn
+UNCAPPED: dict[str, Any] = {
+    "cap_pixels_per_frame": False
+}  # said, so that transformers does not warn
 SIDES = {"height": 16, "width": 16}
 
 
