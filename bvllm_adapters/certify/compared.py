@@ -21,11 +21,16 @@ def same(name: str, got: Any, wanted: Any) -> None:
         raise AssertionError(f"{name}: got {_short(got)}, wanted {_short(wanted)}")
 
 
-def near(name: str, got: Tensor, wanted: Tensor) -> None:
-    """AssertionError unless both are equal but for rounding: 1e-5 of the largest in float32."""
+def near(name: str, got: Tensor, wanted: Tensor, *, own: float = 0.0) -> None:
+    """AssertionError unless both are equal but for rounding: 1e-5 of the largest in float32.
+
+    Args:
+        own: what the model without us rounds by, of the largest; twice that is rounding too.
+    """
     if got.shape != wanted.shape:
         raise AssertionError(f"{name}: {_apart(got, wanted)}")
-    limit = _COARSE.get(wanted.dtype, ROUNDING) * max(1.0, float(wanted.abs().max()))
+    of_largest = max(_COARSE.get(wanted.dtype, ROUNDING), 2 * own)
+    limit = of_largest * max(1.0, float(wanted.abs().max()))
     error = float((got.float() - wanted.float()).abs().max())
     if not error <= limit:  # NaN is not
         raise AssertionError(f"{name}: got a difference of {error:.2g}, wanted {limit:.2g} at most")

@@ -21,7 +21,7 @@ from bvllm_adapters.certify.spies import asked_of, not_words, read_by
 from bvllm_adapters.config import BalancedTokenizerConfig
 from bvllm_adapters.conversation import OpenVideo, open_video
 from bvllm_adapters.features import VisualTokens
-from bvllm_adapters.hosts.host import Host
+from bvllm_adapters.hosts.host import Host, HostError
 from bvllm_adapters.hosts.wrap import unwrap, wrap
 from bvllm_adapters.hosts.wrapped import Wrapped
 from bvllm_adapters.video.frames import Video
@@ -99,7 +99,10 @@ class Subject:
         if self.learned:
             return replace(fitting, **SMALL)
         with self.wrapped(replace(fitting, max_tokens=PLENTY)):
-            own = len(self.tokens(self.open(self.video)))
+            try:
+                own = len(self.tokens(self.open(self.video)))
+            except NotApplicable:
+                own = len(self.seen_in(self.read(self.call([self.video]))[0]))
         return replace(fitting, max_tokens=max(own // 3, 2))
 
     @property
@@ -140,8 +143,17 @@ class Subject:
         return copy.deepcopy(self.model)
 
     def open(self, video: Any, model: Any = None, **how: Any) -> OpenVideo:
+        """A video as the model sees it.
+
+        Raises:
+            NotApplicable: the host refuses to read videos for this model, which is served in calls
+                of its own alone.
+        """
         model = self.model if model is None else model
-        return open_video(model, video, processor=self.processor, **how)
+        try:
+            return open_video(model, video, processor=self.processor, **how)
+        except HostError as reason:
+            raise NotApplicable(str(reason)) from reason
 
     @torch.no_grad()
     def tokens(

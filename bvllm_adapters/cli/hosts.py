@@ -60,9 +60,12 @@ def _certify(options: argparse.Namespace) -> int:
     import logging
     import sys
 
+    from transformers.utils.logging import disable_progress_bar
+
     from bvllm_adapters.certify import Outcome, certify_class
     from bvllm_adapters.cli.placement import device_of, dtype_of
 
+    disable_progress_bar()
     # It says of each new tokenizer that it is untrained, which is what they are for here.
     logging.getLogger("bvllm_adapters").setLevel(logging.ERROR)
     device = device_of(options.device or "cpu")

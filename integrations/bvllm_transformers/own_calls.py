@@ -34,6 +34,7 @@ def own_call(
         given["videos_kwargs"] = {
             "do_sample_frames": False,
             "video_metadata": [_times(video) for video in shown],
+            "return_metadata": True,
         }
     made = processor(
         text=texts, padding=True, padding_side=padding_side, return_tensors="pt", **given

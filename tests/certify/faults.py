@@ -528,6 +528,13 @@ def all_are_kept_but_rounded(monkeypatch: Patch) -> Any:
     monkeypatch.setattr(budget, "filled_by", rounded)
 
 
+@fault("keeps all", QWEN)
+def a_family_that_is_described_wrongly(monkeypatch: Patch) -> Any:
+    from bvllm_transformers.families import FAMILIES, Family
+
+    monkeypatch.setitem(FAMILIES, "Qwen2_5_VLForConditionalGeneration", Family(tail=1))
+
+
 @fault("generate", QWEN)
 def generate_is_not_wrapped(monkeypatch: Patch) -> Any:
     import bvllm_transformers.calls as calls

@@ -64,6 +64,24 @@ def test_transformers_hosts(name: str, tmp_path: Path) -> None:
     assert "pickle" not in not_applicable(report) or name in UNPICKLED
 
 
+def test_a_family_whose_videos_are_not_read_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its model does in calls of its own is certified all the same."""
+    name = OF_TRANSFORMERS[0]
+    if "mm_encoder_outputs" not in signature(getattr(transformers, name).forward).parameters:
+        pytest.skip(f"transformers {transformers.__version__} takes no mm_encoder_outputs")
+    import bvllm_transformers.shim as shim
+
+    def refuses(model: object, processor: object) -> None:
+        raise HostError("its videos are not read here")
+
+    monkeypatch.setattr(shim, "check_asked", refuses)
+    own = ["keeps all", "forward", "generate", "text alone"]
+    report = of_class(name, only=[*own, "ask", "budget"])
+    report.raise_for_failures()
+    assert not_applicable(report) == {"ask", "budget"}
+    assert report["ask"].detail == "its videos are not read here"
+
+
 @pytest.fixture
 def acme(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(ROOT / "examples" / "third_party_host"))
