@@ -22,8 +22,8 @@ NOVELTY: dict[str, dict[str, Any]] = {
     "w = 3": {"novelty_seconds": 3},
     "w = 15": {"novelty_seconds": 15},
     "w = 40": {"novelty_seconds": 40},
-    "w = 3, not smoothed": {"novelty_seconds": 3, "smooth_seconds": 0},
-    "w = 40, not smoothed": {"novelty_seconds": 40, "smooth_seconds": 0},
+    "w = 3, smoothed": {"novelty_seconds": 3, "smooth_seconds": 3},
+    "w = 40, smoothed": {"novelty_seconds": 40, "smooth_seconds": 3},
 }
 BASELINES = ("top-k", "best-of-bins", "inverse-transform")  # other ways to choose by the same r
 

@@ -22,10 +22,11 @@ FLOORS = [
     "seeing",
     "conversation",
     "testing training evaluation bench",
+    "certify",
     "cli",
 ]
 # Wings of one floor stand apart, but for the needle task's clip, on which bench measures.
-WINGS = FLOORS[-2].split()
+WINGS = "testing training evaluation bench".split()
 SIDEWAYS = {("bench", "evaluation")}
 
 

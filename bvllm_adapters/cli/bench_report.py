@@ -22,7 +22,7 @@ from bvllm_adapters.checks import check_count
 from bvllm_adapters.cli.asked_model import asked_model
 from bvllm_adapters.cli.placement import device_of, dtype_of
 from bvllm_adapters.evaluation.needle import DEMO_VIDEO, demo_haystack
-from bvllm_adapters.hosts.base import base_model
+from bvllm_adapters.hosts.base import base_model, tokenizer_of
 from bvllm_adapters.video.read import open_source
 
 
@@ -92,6 +92,11 @@ def _model(
     model, processor = asked_model(
         options.model, options.adapter, untrained=True, dtype=dtype, device=device
     )
+    if tokenizer_of(model).chooses_untrained:
+        raise ValueError(
+            f"--model: got {options.model}, whose frames are chosen without training, wanted one "
+            "with a learned tokenizer: others' stages are told by the trace of `bvllm ask` alone"
+        )
     return model, processor, None
 
 

@@ -35,6 +35,14 @@ class Host(Protocol):
     `pixels(..., layout=)` and as `VisualTokens.layout`; but for `patches_per_frame`, P, nobody
     else looks into it.
 
+    For `bvllm hosts --certify` it may have `tiny(folder, name)`, which writes a tiny random
+    checkpoint of the model class with its processor, and, unless `training` says enough,
+    `call(model, processor, videos, questions, *, answers=None, padding_side="left",
+    to="forward")`: the arguments of the model's own forward(), or of generate(), for a batch of
+    prompts as its users make them. Each is about one `Video`, or about none (None); `answers`
+    stand behind the prompts, in input_ids. For what its models do not take it raises
+    NotImplementedError with the reason.
+
     For `bvllm bench` it may have: `own_way(model) -> OwnWay`, how its models go without a budget;
     `published`, model class -> fields of the config that was published; and
     `parts(name, fields) -> (model class, config, processor)` of a model of such fields.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from bvllm_adapters.hosts.find import find_host, published_host
-from bvllm_adapters.hosts.host import HostError
+from bvllm_adapters.hosts.host import Host, HostError
 from bvllm_adapters.hosts.language_model import tell_if_newer_than_tested
 from bvllm_adapters.hosts.wrap import wrap
 from bvllm_adapters.hosts.wrapped import ADAPTER_FOLDER
@@ -58,14 +58,16 @@ def load(
             "choose with host='module:OBJECT' (`bvllm hosts` lists the installed ones)"
         )
     from_base = {} if base is None else {"base": base}
-    if host is not None:
-        served_by = find_host(host)
-    else:
-        try:
-            served_by = published_host(names[0])
-        except HostError as error:
-            raise HostError(f"{file}: {error}") from error
+    served_by = _named_in(file, names[0]) if host is None else find_host(host)
     model = served_by.load(folder, dtype=dtype, **from_base).eval()
     if (folder / ADAPTER_FOLDER).is_dir():
         wrap(model, adapter=folder / ADAPTER_FOLDER, host=host, strict=strict)
     return model
+
+
+def _named_in(file: Path, name: str) -> Host:
+    """The host of the class that a file names; HostError names the file too."""
+    try:
+        return published_host(name)
+    except HostError as error:
+        raise HostError(f"{file}: {error}") from error

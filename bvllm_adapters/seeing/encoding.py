@@ -23,6 +23,9 @@ KEEP_FRAMES = 1024
 """Patches of longer videos are not kept: to look at 32 chosen frames again costs at most 3 % of
 looking at all of these, and then memory need not grow."""
 
+MEAN, STD = 0.46, 0.27
+"""About what pixels of any tower are normalised by."""
+
 Patches = Literal["auto", "keep", "again"]
 
 
@@ -77,6 +80,12 @@ def needs_all_patches(tokenizer: Any) -> bool:
     return soft and tokenizer.config.selection_support is None
 
 
+def as_pictures(pixels: Tensor) -> Tensor:
+    """Pixels of a tower -> about the colours from 0 to 1 that they were made of, whoever normalised
+    them, for a selector that sees pictures and has nothing but these."""
+    return (pixels.float() * STD + MEAN).clamp(0, 1)
+
+
 def encode_pixels(
     look: Callable[[Tensor], tuple[Tensor, Tensor]],
     pixels: Tensor,
@@ -92,7 +101,9 @@ def encode_pixels(
         pixels: (T, 3, S, S). seconds: (T,) their times; None: one a second.
         tokenizer: the BalancedTokenizer that the features are for.
     """
-    scout = tokenizer.scout
+    selector = tokenizer.frame_selector
+    sees = getattr(selector, "sees", False)
+    scout = (lambda chunk, look: selector.see(as_pictures(chunk))) if sees else tokenizer.scout
     # With `selection_support`, training looks at few frames again, so that the patches of all need
     # not be kept for the backward pass.
     few = len(pixels) <= KEEP_FRAMES and not tokenizer.training

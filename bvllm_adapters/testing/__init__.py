@@ -1,9 +1,11 @@
 """Property tests for visual-token budgets: of this library, and of your own host.
 
-Needs hypothesis, not pytest. `strategies` makes inputs, `contract` holds the rules; each rule is a
-function that raises AssertionError where it is broken. It may import the BalancedTokenizer and what
-is below it.
+`strategies` makes inputs, and needs hypothesis; `contract` holds the rules, each a function that
+raises AssertionError where it is broken. It may import the BalancedTokenizer and what is below it.
+What holds a whole host to the contract is `bvllm_adapters.certify`.
 """
+
+from typing import TYPE_CHECKING
 
 from bvllm_adapters.testing.contract import (
     check_budget,
@@ -14,13 +16,15 @@ from bvllm_adapters.testing.contract import (
     check_selection,
     check_time_order,
 )
-from bvllm_adapters.testing.strategies import (
-    budgets,
-    frame_features,
-    questions,
-    tokenizer_configs,
-    tokenizers,
-)
+
+if TYPE_CHECKING:
+    from bvllm_adapters.testing.strategies import (
+        budgets,
+        frame_features,
+        questions,
+        tokenizer_configs,
+        tokenizers,
+    )
 
 __all__ = [
     "budgets",
@@ -36,3 +40,12 @@ __all__ = [
     "tokenizer_configs",
     "tokenizers",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """The strategies, once they are asked for: the rules do without hypothesis."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from bvllm_adapters.testing import strategies
+
+    return getattr(strategies, name)

@@ -54,7 +54,8 @@ def check_settings(file: Path, values: Mapping[str, Any], shapes: Shapes | None 
             _check_implementation(file, name, value)
         if name == "is_encoder_decoder" and value not in (False, None):
             raise CheckpointError(f"{file}: {name}: got {value!r}, wanted a decoder")
-        if name == "layer_types" and isinstance(value, str) and value not in _LAYER_TYPES:
+        known = shapes is None or value in _LAYER_TYPES  # before it is known whose they are, any
+        if name == "layer_types" and isinstance(value, str) and not known:
             raise CheckpointError(f"{file}: {name}: got {value!r}, wanted some of {_LAYER_TYPES}")
         if isinstance(value, bool) or not isinstance(value, int):
             continue

@@ -188,6 +188,12 @@ class LlamaVidHost:
 
         return load(Path(folder), dtype=dtype, **options)
 
+    def tiny(self, folder: Path, name: str) -> None:
+        """See `bvllm_adapters.hosts.Host`."""
+        from bvllm_llama_vid.tiny import write_tiny_checkpoint
+
+        write_tiny_checkpoint(folder)
+
     def processor(self, folder: Path) -> LlamaVidProcessor:
         return LlamaVidProcessor.load(Path(folder))
 

@@ -18,6 +18,7 @@ from bvllm_adapters.hosts.generation import Replies, settled
 from bvllm_adapters.hosts.tiny_tokenizer import tiny_tokenizer
 from bvllm_adapters.hosts.turns import messages, special_tokens, turns_of
 from bvllm_adapters.question import pad, without
+from bvllm_adapters.video.frames import Video
 from bvllm_adapters.weights.device import device_of
 from bvllm_adapters.weights.image_processors import check_image_processor
 from bvllm_adapters.weights.json_file import blamed, read_json
@@ -54,6 +55,37 @@ class BvllmQwen2Host:
     def demo(self) -> tuple[BvllmQwen2ForConditionalGeneration, BvllmQwen2Processor]:
         """The small trained model that ships; see its card in demo/README.md."""
         return self.load(DEMO, dtype=torch.float32), self.processor(DEMO)
+
+    def tiny(self, folder: Path, name: str) -> None:
+        """See `bvllm_adapters.hosts.Host`."""
+        from bvllm_qwen2.tiny import tiny_model
+
+        model, processor = tiny_model()
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+
+    def call(
+        self,
+        model: BvllmQwen2ForConditionalGeneration,
+        processor: BvllmQwen2Processor,
+        videos: Sequence[Video | None],
+        questions: Sequence[str],
+        *,
+        answers: Sequence[str] | None = None,
+        padding_side: str = "left",
+        to: str = "forward",
+    ) -> dict[str, Any]:
+        """What the processor makes; see `bvllm_adapters.hosts.Host`."""
+        texts = []
+        for video, question in zip(videos, questions, strict=True):
+            turn = question if video is None else f"{VIDEO_TOKEN}\n{question}"
+            texts.append(
+                processor.apply_chat_template(messages([turn], None), add_generation_prompt=True)
+            )
+        if answers is not None:
+            texts = [text + answer for text, answer in zip(texts, answers, strict=True)]
+        shown = [video for video in videos if video is not None]
+        return dict(processor(texts, videos=shown or None, padding_side=padding_side))
 
     def processor(self, folder: Path) -> BvllmQwen2Processor:
         file = folder / "processor_config.json"

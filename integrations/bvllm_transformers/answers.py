@@ -122,13 +122,17 @@ def batched(prompts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for prompt in prompts:
         prompt.setdefault("attention_mask", torch.ones_like(prompt["input_ids"]))
-    for name, first in prompts[0].items():
+    for name in dict.fromkeys(chain(*prompts)):
+        values = [(prompt, prompt[name]) for prompt in prompts if name in prompt]
         if name == "mm_encoder_outputs":
-            out[name] = {key: _joined([prompt[name][key] for prompt in prompts]) for key in first}
+            made = [value for _, value in values]
+            keys = dict.fromkeys(chain(*made))  # of videos, of images
+            out[name] = {key: _joined([one[key] for one in made if key in one]) for key in keys}
+        elif any(value.shape[-1] != prompt["input_ids"].shape[1] for prompt, value in values):
+            out[name] = torch.cat([value for _, value in values])  # of each visual input
         else:
-            values = [prompt[name] for prompt in prompts]
-            padded = [torch.nn.functional.pad(v, (width - v.shape[-1], 0)) for v in values]
-            out[name] = torch.cat(padded, dim=first.dim() - 2)
+            padded = [torch.nn.functional.pad(v, (width - v.shape[-1], 0)) for _, v in values]
+            out[name] = torch.cat(padded, dim=padded[0].dim() - 2)
     return out
 
 

@@ -72,6 +72,7 @@ def with_visuals(
         video: dict[str, Any] = {
             "do_sample_frames": False,
             "video_metadata": [times_of(s, frames_per_look, layout) for layout, s in videos],
+            "return_metadata": True,  # else some processors do not find the times
             "device": frames[0].device,
         }
         if all(layout.scaled for layout, _ in videos):

@@ -12,12 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bvllm_adapters.seeing.encoding import as_pictures
 from bvllm_transformers.odd_splits import Packed
 from bvllm_transformers.splits import Clip, Frames, Grid, PaddedClip, Split
 
 SIDE = 16  # of what stands for a picture that cannot be put together
-# Pixels are about these numbers away from colours between 0 and 1, whoever normalised them.
-MEAN, STD = 0.46, 0.27
 
 
 def pictures(
@@ -40,7 +39,7 @@ def pictures(
         pixels = pixels.flatten(0, pixels.dim() - 4)
         if pixels.shape[1] % 3 == 0:
             found = pixels.unflatten(1, (-1, 3)).float().mean(dim=1)
-    return None if found is None else (found * STD + MEAN).clamp(0, 1)
+    return None if found is None else as_pictures(found)
 
 
 def blurred(split: Split, inputs: Mapping[str, Any], video: int, count: int) -> Tensor:
@@ -48,7 +47,7 @@ def blurred(split: Split, inputs: Mapping[str, Any], video: int, count: int) -> 
     parts = [split.take(inputs, video, torch.tensor([i]))[split.pixels] for i in range(count)]
     flat = torch.stack([part.float().flatten()[None] for part in parts])
     small = F.adaptive_avg_pool1d(flat, 3 * SIDE * SIDE)
-    return (small.view(count, 3, SIDE, SIDE) * STD + MEAN).clamp(0, 1)
+    return as_pictures(small.view(count, 3, SIDE, SIDE))
 
 
 def _of_grid(config: Any, split: Grid, taken: Mapping[str, Any], count: int) -> Tensor | None:

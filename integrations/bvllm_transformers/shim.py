@@ -15,6 +15,7 @@ from bvllm_adapters.config import BalancedTokenizerConfig
 from bvllm_adapters.features import FrameFeatures, VisualTokens
 from bvllm_adapters.hosts.base import tokenizer_of
 from bvllm_adapters.hosts.generation import Replies
+from bvllm_adapters.video.frames import Video
 from bvllm_adapters.weights.device import device_of
 from bvllm_transformers.answers import answers, tokens_of_one
 from bvllm_transformers.arguments import check_seam
@@ -31,6 +32,7 @@ from bvllm_transformers.layout import (
     lay_out,
     video_pixels,
 )
+from bvllm_transformers.own_calls import own_call
 from bvllm_transformers.towers import encode, encode_images, on_device
 from bvllm_transformers.weights import load, processor_in
 
@@ -122,6 +124,26 @@ class TransformersHost:
         from bvllm_transformers.training import TransformersTraining  # seldom used
 
         return TransformersTraining(processor, model)
+
+    def tiny(self, folder: Path, name: str) -> None:
+        """Of a few families; see `bvllm_transformers.tiny`."""
+        from bvllm_transformers.tiny import write_tiny_checkpoint
+
+        write_tiny_checkpoint(folder, name)
+
+    def call(
+        self,
+        model: Any,
+        processor: Any,
+        videos: Sequence[Video | None],
+        questions: Sequence[str],
+        *,
+        answers: Sequence[str] | None = None,
+        padding_side: str = "left",
+        to: str = "forward",
+    ) -> dict[str, Any]:
+        """As the models' pages tell users to make it."""
+        return own_call(processor, videos, questions, answers, padding_side)
 
 
 HOST = TransformersHost()

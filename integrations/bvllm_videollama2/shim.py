@@ -105,6 +105,13 @@ class Videollama2Host:
 
         return load(folder, dtype=dtype, base=base, **options)
 
+    def tiny(self, folder: Path, name: str) -> None:
+        """See `bvllm_adapters.hosts.Host`."""
+        from bvllm_videollama2.tiny import tiny_checkpoint
+
+        family = name.removeprefix("Videollama2").removesuffix("ForCausalLM")
+        tiny_checkpoint(folder, family=family)
+
     def processor(self, folder: Path) -> Videollama2Processor:
         from bvllm_videollama2.preprocessing import Videollama2Processor
 

@@ -11,12 +11,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from acme_host.modeling import VIDEO, AcmeVideoForCausalLM
+from acme_host.modeling import VIDEO, AcmeVideoForCausalLM, tiny_model
 from bvllm_adapters import BalancedTokenizerConfig, FrameFeatures, VisualTokens
 from bvllm_adapters.features import frame_and_patches
 from bvllm_adapters.hosts.splice import splice
-from bvllm_adapters.question import pad
+from bvllm_adapters.question import QuestionTokenizer, pad
 from bvllm_adapters.seeing.encoding import encode_pixels
+from bvllm_adapters.video.frames import Video
 
 
 class Overrides:
@@ -70,6 +71,35 @@ class AcmeHost:
     def look(self, model: AcmeVideoForCausalLM, pixels: Tensor) -> FrameFeatures:
         return FrameFeatures(*tokens_of(model, pixels))
 
+    def tiny(self, folder: Path, name: str) -> None:
+        """A checkpoint to try, for `bvllm hosts --certify`."""
+        tiny_model().save_pretrained(folder)
+
+    def call(
+        self,
+        model: AcmeVideoForCausalLM,
+        processor: ByteProcessor,
+        videos: Sequence[Video | None],
+        questions: Sequence[str],
+        *,
+        answers: Sequence[str] | None = None,
+        padding_side: str = "left",
+        to: str = "forward",
+    ) -> dict[str, Any]:
+        """The arguments of the model's own forward(), as its users make them."""
+        if to == "generate":
+            raise NotImplementedError("its generate() takes no video")
+        if answers is not None:
+            raise NotImplementedError("its forward() takes no labels")
+        if len(questions) > 1:
+            raise NotImplementedError("it takes one prompt at a time")
+        ids = processor.encode(questions[0])
+        inputs = {"question_ids": QuestionTokenizer()(questions[0])}
+        if videos[0] is None:
+            return {**inputs, "input_ids": torch.tensor([ids])}
+        pixels = processor.pixels(videos[0].frames)
+        return {**inputs, "input_ids": torch.tensor([[VIDEO, *ids]]), "pixels": pixels}
+
     def answers(
         self,
         model: AcmeVideoForCausalLM,
@@ -107,6 +137,9 @@ class ByteProcessor:
     def pixels(self, frames: npt.NDArray[np.uint8]) -> Tensor:
         pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 127.5 - 1
         return torch.nn.functional.interpolate(pixels, (self.side, self.side), mode="area")
+
+    def save_pretrained(self, folder: Path) -> None:
+        """There is nothing to write: every model has the same one."""
 
 
 HOST = AcmeHost()

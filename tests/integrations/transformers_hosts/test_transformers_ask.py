@@ -167,8 +167,6 @@ def test_an_image_is_the_users_own(name: str) -> None:
 
     def plain() -> Any:
         made = model(name)
-        if name == "llava_onevision":  # as the processor cuts images
-            made.config.image_grid_pinpoints = [[16, 16]]
         return made
 
     out = plain().generate(**inputs, max_new_tokens=6, do_sample=False)
@@ -261,3 +259,13 @@ def test_from_the_shell(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     scout = str(tiny_clip(tmp_path / "scout"))
     assert main([*shell, "--scout", scout]) == 0
     assert "chosen by relevance" in capsys.readouterr().out
+
+
+def test_a_video_is_opened_again_for_another_budget_of_the_model(name: str, clip: Path) -> None:
+    """By which its pictures were scaled; a question's own budget needs no other pictures."""
+    made, its_processor = wrapped(name, max_tokens=24)
+    video = bvllm.open_video(made, clip, processor=its_processor, fps=4)
+    assert video.ask(QUESTION, max_tokens=5, max_new_tokens=2).trace.num_tokens == 5
+    bvllm.wrap(bvllm.unwrap(made), max_tokens=12)
+    with pytest.raises(ValueError, match=r"model: got budget \[12, None, None\], wanted \[24,"):
+        video.ask(QUESTION, max_new_tokens=2)

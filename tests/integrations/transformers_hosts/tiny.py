@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import inspect
 import json
-import math
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,8 +19,9 @@ import torch
 import transformers
 from packaging.version import Version
 from safetensors.torch import load_file
-from torch import Tensor, nn
-from transformers import AutoConfig
+from torch import Tensor
+
+from bvllm_transformers.tiny import build
 
 DATA = Path(__file__).parents[2] / "data" / "transformers_hosts"
 INDEX: dict[str, dict[str, Any]] = json.loads((DATA / "index.json").read_text(encoding="utf-8"))
@@ -104,27 +104,3 @@ def lacking(name: str) -> str:
 def _model(name: str, seed: int) -> Any:
     one = family(name)
     return build(one.model_class, one.config, seed)
-
-
-def build(model_class: Any, config: dict[str, Any], seed: int = 0) -> Any:
-    """A model of this class with loud weights; torch's global generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = model_class(AutoConfig.for_model(**copy.deepcopy(config)))
-        make_loud(model)
-    return model.eval()
-
-
-@torch.no_grad()
-def make_loud(model: nn.Module) -> None:
-    """Draw every weight of two axes or more anew; norms and biases stay as they are."""
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            if parameter.ndim < 2:
-                continue
-            if isinstance(module, nn.Embedding):
-                parameter.normal_(0, 1)
-                continue
-            convolution = isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-            fan_in = parameter[0].numel() if convolution else parameter.shape[-1]
-            parameter.normal_(0, 1.3 / math.sqrt(fan_in))
