@@ -29,10 +29,10 @@ def settings_of(host: Any, model: nn.Module) -> dict[str, Any]:
     sees = getattr(selector, "sees", False)  # it makes the features, each kind its own
     # Of a host that lays pictures out by it: how large they are, and what is read of them.
     budget = [config.max_tokens, config.num_frames, config.tokens_per_frame]
-    budget += [config.sampler, config.projection]
+    stages = [config.sampler, config.projection]
     return {
         "selector": [config.selector, dict(config.selector_settings)] if sees else None,
-        **({"budget": budget} if hasattr(host, "layout") else {}),
+        **({"budget": budget, "stages": stages} if hasattr(host, "layout") else {}),
         "dtype": str(next(tower.parameters()).dtype),
         "layer of the tower": getattr(tower, "select_layer", None),  # as the LLaVA family says
         "frame_feature": config.frame_feature,

@@ -155,3 +155,14 @@ def test_saved_features_know_by_what_they_were_seen(tmp_path: Path) -> None:
                 continue
             with pytest.raises(CheckpointError, match="selector"):
                 bvllm.load_video(another, tmp_path / f"{i}.safetensors", asked.FRAMES, **how)
+
+
+def test_features_for_a_sampler_are_not_those_of_a_model_without(tmp_path: Path) -> None:
+    how = {"processor": processors.processor("qwen3_vl")}
+    own = {"max_tokens": 9, "selector": "learned", "num_frames": 2, "qformer_width": 16,
+           "qformer_layers": 1, "qformer_heads": 2, "tokens_per_frame": 2}  # fmt: skip
+    model = asked.wrapped("qwen3_vl", **own)
+    sampled = asked.wrapped("qwen3_vl", sampler="qformer", projection="mlp", **own)
+    bvllm.open_video(model, asked.FRAMES, **how).save(tmp_path / "seen.safetensors")
+    with pytest.raises(CheckpointError, match="stages"):
+        bvllm.load_video(sampled, tmp_path / "seen.safetensors", asked.FRAMES, **how)
