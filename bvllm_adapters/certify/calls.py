@@ -17,7 +17,7 @@ from bvllm_adapters.hosts.host import Host
 from bvllm_adapters.question import IGNORED_LABEL
 from bvllm_adapters.training.chat import tokenized
 from bvllm_adapters.training.conversations import Medium, Row
-from bvllm_adapters.training.host import Example, HostTraining, Visual
+from bvllm_adapters.training.host import Example, HostTraining, Visual, training_of
 from bvllm_adapters.training.samples import Collate
 from bvllm_adapters.video.frames import Video
 
@@ -60,7 +60,7 @@ def own_call(
         except NotImplementedError as reason:
             raise NotApplicable(str(reason) or "its `call` does not say how") from reason
     elif hasattr(host, "training"):
-        training = host.training(processor)
+        training = training_of(host, processor, model)
         made = by_training(training, videos, questions, answers, padding_side)
         if to == "generate":
             made.pop("labels", None)

@@ -5,6 +5,7 @@ Axes: B rows of a batch, L ids of the longest, T frames of one medium, S image s
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -101,3 +102,10 @@ class HostTraining(Protocol):
 
         The question need not be said to a model that asks `bvllm_adapters.question.asked`.
         """
+
+
+def training_of(host: Any, processor: Any, model: Any) -> HostTraining:
+    """That of a host, which may want to know of the wrapped model."""
+    needed = {"model": model} if "model" in inspect.signature(host.training).parameters else {}
+    made: HostTraining = host.training(processor, **needed)
+    return made

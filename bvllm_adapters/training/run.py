@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
 import os
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,7 +20,7 @@ from bvllm_adapters.hosts.warm_start import from_image_model, from_instructblip
 from bvllm_adapters.hosts.wrap import wrap
 from bvllm_adapters.training.checkpoints import begin, check_same_data, last_checkpoint
 from bvllm_adapters.training.config import TrainingConfig
-from bvllm_adapters.training.host import HostTraining
+from bvllm_adapters.training.host import HostTraining, training_of
 from bvllm_adapters.training.needs import check_media, check_needs, check_room
 from bvllm_adapters.training.rows import Rows, read_rows
 from bvllm_adapters.training.samples import Collate, InOrder, Samples
@@ -129,8 +128,7 @@ def prepared(config: TrainingConfig) -> tuple[nn.Module, HostTraining]:
     if config.scout is not None:
         log.info("%s: %s", config.scout, from_image_model(tokenizer_of(model), config.scout))
     processor = host.processor(local_folder(config.model, "config.json"))
-    needed = {"model": model} if "model" in inspect.signature(host.training).parameters else {}
-    return model, cast(HostTraining, host.training(processor, **needed))
+    return model, training_of(host, processor, model)
 
 
 def training_arguments(config: TrainingConfig, steps: int) -> TrainingArguments:
