@@ -121,7 +121,7 @@ def test_a_host_that_makes_no_tiny_model(acme: Any, monkeypatch: pytest.MonkeyPa
     with pytest.raises(HostError, match=r"has no `tiny\(folder, name\)`.*wanted --model FOLDER"):
         of_class("AcmeVideoForCausalLM", host="acme_host:HOST")
     with pytest.raises(ValueError, match="tiny: got Gemma3ForConditionalGeneration, wanted one of"):
-        of_class("Gemma3ForConditionalGeneration")
+        of_class("Gemma3ForConditionalGeneration", host="bvllm_transformers:HOST")
 
 
 def test_a_model_of_another_class(acme: Any, tmp_path: Path) -> None:
