@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
 
 from bvllm_adapters.certify import CHECKS, Check, NotApplicable, Outcome, Report, certify
@@ -96,6 +97,14 @@ def test_a_third_partys_host(acme: Any) -> None:
     # Its model takes one prompt, and no labels.
     assert not_applicable(report) == {"keeps all", "generate", "padding", "beside text", "answers"}
     assert report["padding"].detail == "it takes one prompt at a time"
+
+
+def test_a_model_in_bfloat16(acme: Any) -> None:
+    """What is held in float32 says so."""
+    report = of_class("AcmeVideoForCausalLM", host="acme_host:HOST", dtype=torch.bfloat16)
+    check_whole(report)
+    for name in ("chunks", "batch of videos", "batch"):
+        assert "the model is in torch.bfloat16" in report[name].detail
 
 
 def test_a_live_model(acme: Any) -> None:
