@@ -27,11 +27,12 @@ def settings_of(host: Any, model: nn.Module) -> dict[str, Any]:
     config, tower = tokenizer_of(model).config, host.tower(model)
     selector: Any = tokenizer_of(model).frame_selector
     sees = getattr(selector, "sees", False)  # it makes the features, each kind its own
-    # Of a host that lays pictures out by it: how large they are.
+    # Of a host that lays pictures out by it: how large they are, and what is read of them.
     budget = [config.max_tokens, config.num_frames, config.tokens_per_frame]
+    stages = [config.sampler, config.projection]
     return {
-        **({"selector": [config.selector, dict(config.selector_settings)]} if sees else {}),
-        **({"budget": budget} if hasattr(host, "layout") else {}),
+        "selector": [config.selector, dict(config.selector_settings)] if sees else None,
+        **({"budget": budget, "stages": stages} if hasattr(host, "layout") else {}),
         "dtype": str(next(tower.parameters()).dtype),
         "layer of the tower": getattr(tower, "select_layer", None),  # as the LLaVA family says
         "frame_feature": config.frame_feature,

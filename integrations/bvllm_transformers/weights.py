@@ -12,6 +12,7 @@ import transformers
 from bvllm_adapters.weights.json_file import CheckpointError, blamed, read_json
 from bvllm_transformers.families import FAMILIES
 
+ALIGNED = 64  # bytes
 _one_at_a_time = Lock()  # transformers sets defaults of torch for all threads while it loads
 
 
@@ -32,7 +33,16 @@ def load(folder: Path, dtype: torch.dtype) -> Any:
     wrong = {kind: names for kind, names in wrong.items() if names}
     if wrong:
         raise CheckpointError(f"{folder}: {wrong}, wanted all weights of a {name}")
+    _align(model)
     return model.eval()
+
+
+def _align(model: Any) -> None:
+    """Weights begin where torch's own do: the last bit of a matrix product can depend on it, and
+    in a mapped file they lie as they come."""
+    for weight in model.parameters():
+        if weight.device.type == "cpu" and weight.data_ptr() % ALIGNED:
+            weight.data = weight.data.clone()
 
 
 def processor_in(folder: Path) -> Any:

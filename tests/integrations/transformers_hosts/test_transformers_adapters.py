@@ -136,3 +136,33 @@ def test_a_selector_of_ones_own_is_given_once_more(tmp_path: Path) -> None:
     bvllm.save_adapter(asked.wrapped("qwen2_5_vl", selector="uniform"), tmp_path)
     with pytest.raises(ValueError, match="selector: got it beside adapter, which has its own"):
         load(selector=First())
+
+
+def test_saved_features_know_by_what_they_were_seen(tmp_path: Path) -> None:
+    how = {"processor": processors.processor("internvl")}
+    scouts = [tiny_clip(tmp_path / str(i)) for i in range(2)]
+    other = bvllm.RelevanceSelector.from_pretrained(scouts[1])
+    with torch.no_grad():
+        next(other.scout.parameters()).mul_(1.5)
+    selectors = ["coverage", "uniform", CoverageSelector(by="tower"),
+                 bvllm.RelevanceSelector.from_pretrained(scouts[0]), other]  # fmt: skip
+    models = [asked.wrapped("internvl", max_tokens=9, selector=each) for each in selectors]
+    for i, model in enumerate(models):
+        bvllm.open_video(model, asked.FRAMES, **how).save(tmp_path / f"{i}.safetensors")
+        for j, another in enumerate(models):
+            if i == j:
+                bvllm.load_video(another, tmp_path / f"{i}.safetensors", asked.FRAMES, **how)
+                continue
+            with pytest.raises(CheckpointError, match="selector"):
+                bvllm.load_video(another, tmp_path / f"{i}.safetensors", asked.FRAMES, **how)
+
+
+def test_features_for_a_sampler_are_not_those_of_a_model_without(tmp_path: Path) -> None:
+    how = {"processor": processors.processor("qwen3_vl")}
+    own = {"max_tokens": 9, "selector": "learned", "num_frames": 2, "qformer_width": 16,
+           "qformer_layers": 1, "qformer_heads": 2, "tokens_per_frame": 2}  # fmt: skip
+    model = asked.wrapped("qwen3_vl", **own)
+    sampled = asked.wrapped("qwen3_vl", sampler="qformer", projection="mlp", **own)
+    bvllm.open_video(model, asked.FRAMES, **how).save(tmp_path / "seen.safetensors")
+    with pytest.raises(CheckpointError, match="stages"):
+        bvllm.load_video(sampled, tmp_path / "seen.safetensors", asked.FRAMES, **how)

@@ -364,3 +364,19 @@ def test_the_question_is_read_from_the_prompt_and_answers_are_not() -> None:
         model(**inputs, labels=labels)
     wanted = tokenizer_of(model).question_tokenizer(question)
     assert [each.tolist() for each in asked_ids] == [wanted.tolist()] * 2
+
+
+@NAMES
+def test_soft_choices_are_asked_too(name: str) -> None:
+    how = {"evaluation": "soft", "merge_threshold": 1.0, "temperature": 5.0, "num_frames": 40}
+    model = learned(name, **{**how, "max_tokens": None})
+    own = {"processor": processors.processor(name), "max_new_tokens": 3}
+    video = bvllm.open_video(model, asked.FRAMES, processor=own.pop("processor"))
+    found = video.ask("What happens?", **own)
+    features = video.features
+    places = features.num_frames * features.layout.patches_per_frame
+    assert found.trace.num_tokens == places + features.beside
+    less = video.ask("What happens?", max_tokens=7, **own)
+    assert less.trace.num_tokens == 7
+    both = video.ask(["What happens?", "And where?"], **own)
+    assert both[0].text == found.text

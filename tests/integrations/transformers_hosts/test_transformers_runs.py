@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from PIL import Image
 from tiny import family
 
 import bvllm_adapters as bvllm
+from bvllm_adapters.cli.main import main
 from bvllm_adapters.hosts.base import tokenizer_of
 from bvllm_adapters.hosts.host import HostError
 from bvllm_adapters.question import asking
@@ -318,3 +320,26 @@ def test_a_run_that_was_interrupted_goes_on(folder: Path, checkpoints: Any) -> N
     assert all(value.equal(theirs[name]) for name, value in ours.items())
     logged = json.loads((folder / "run" / "checkpoint-4" / "trainer_state.json").read_text())
     assert [1 for entry in logged["log_history"] if "eval_loss" in entry]
+
+
+def test_from_the_shell_in_bfloat16(
+    folder: Path, checkpoints: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = str(checkpoints("llava_onevision"))
+    config = configured(
+        folder, checkpoints("llava_onevision"), precision="bf16", max_steps=1, max_skipped=0.5
+    )
+    config.save(folder / "run.yaml")
+    assert main(["train", str(folder / "run.yaml")]) == 0
+    capsys.readouterr()
+    clip = str(folder / "blocks.mp4")
+    assert main(["ask", clip, "What?", "--model", base, "--adapter", str(folder / "run")]) == 0
+    assert capsys.readouterr().out.strip()
+
+
+def test_what_workers_get_is_pickled_and_holds_no_model() -> None:
+    _, host = training("qwen3_vl")
+    again = pickle.loads(pickle.dumps(host))
+    prompt = host.prompt(["<video>\nWhat?", "That."])
+    assert again.ids(prompt) == host.ids(prompt)
+    assert not [value for value in vars(host).values() if isinstance(value, torch.nn.Module)]
