@@ -103,6 +103,29 @@ def test_listing_names_distributions_and_imports_no_host(acme_site):
     assert "'BvllmQwen2ForConditionalGeneration', 'bvllm_qwen2:HOST', 'bvllm-adapters" in out
 
 
+def test_who_published_is_read_once_for_all_its_hosts(monkeypatch):
+    """It takes longer than all else, and every call that looks for a host lists them."""
+    from types import SimpleNamespace
+
+    from bvllm_adapters.hosts import find
+
+    read = []
+
+    class Published:
+        version = "1.0"
+
+        @property
+        def name(self):
+            read.append(1)
+            return "some"
+
+    dist = Published()
+    entries = [SimpleNamespace(name=f"M{i}", value="some:HOST", dist=dist) for i in range(9)]
+    monkeypatch.setattr(find, "entry_points", lambda group: entries)
+    assert {str(info) for info in list_hosts()} == {"some:HOST of some 1.0"}
+    assert len(list_hosts()) == 9 and len(read) == 2
+
+
 def test_importing_the_package_imports_nothing_heavy():
     code = (
         "import sys, bvllm_adapters\n"

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 ROUNDING = 1e-5  # in float32, of the largest number
-_COARSE = {torch.bfloat16: 2**-5, torch.float16: 2**-8}
 
 
 def same(name: str, got: Any, wanted: Any) -> None:
@@ -29,7 +28,7 @@ def near(name: str, got: Tensor, wanted: Tensor, *, own: float = 0.0) -> None:
     """
     if got.shape != wanted.shape:
         raise AssertionError(f"{name}: {_apart(got, wanted)}")
-    of_largest = max(_COARSE.get(wanted.dtype, ROUNDING), 2 * own)
+    of_largest = max(ROUNDING, 2 * own)
     limit = of_largest * max(1.0, float(wanted.abs().max()))
     error = float((got.float() - wanted.float()).abs().max())
     if not error <= limit:  # NaN is not

@@ -69,6 +69,7 @@ class _Counting(LogitsProcessor):
 
 
 def batch(s: Subject) -> str:
+    s.needs_float32()
     with s.wrapped():
         opened = [s.open(video) for video in (s.video, s.picture, s.other)]
         items = [(each, question) for question in (QUESTION, OTHER, "") for each in opened]

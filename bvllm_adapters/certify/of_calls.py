@@ -110,6 +110,7 @@ def _reached(model: Any) -> list[str]:
 
 def padding(s: Subject) -> str:
     """Two prompts of different lengths as one batch, padded on either side."""
+    s.needs_float32()
     own = _rounding(s)
     with s.wrapped():
         for name, got, wanted in _padded(s):
@@ -146,6 +147,7 @@ def _rounding(s: Subject) -> float:
 
 
 def beside_text(s: Subject) -> str:
+    s.needs_float32()
     with s.wrapped():
         wanted = s.forward(s.call([None], [OTHER])).logits[0]
         logits = s.forward(s.call([s.video, None], [QUESTION, OTHER])).logits

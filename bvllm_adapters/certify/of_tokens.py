@@ -103,7 +103,9 @@ def selection(s: Subject) -> str:
         finally:
             handle.remove()
         for before, after in caught:
-            check_mass(before.float(), after, tolerance=1e-4 * max(1.0, float(before.abs().max())))
+            of_largest = 1e-4 if s.dtype == torch.float32 else 2e-2  # where tokens are rounded
+            tolerance = of_largest * max(1.0, float(before.abs().max()))
+            check_mass(before.float(), after, tolerance=tolerance)
             merges += bool((after.size > 1).any())
     assert merges, "no budget merged any tokens, wanted one to"
     return f"{len(caught)} selections, {merges} of them merged, no mass lost"
@@ -127,6 +129,7 @@ def deterministic(s: Subject) -> str:
 
 
 def chunks(s: Subject) -> str:
+    s.needs_float32()
     ways = [Encoding(chunk_size=1, prefetch=0), Encoding(chunk_size=3, patches="again")]
     with s.wrapped():
         whole = s.open(s.video)
@@ -147,6 +150,7 @@ def chunks(s: Subject) -> str:
 
 
 def batch_of_videos(s: Subject) -> str:
+    s.needs_float32()
     with s.wrapped() as model:
         tokenizer = model.balanced_tokenizer
         opened = [s.open(video) for video in (s.video, s.picture, s.other, s.short)]

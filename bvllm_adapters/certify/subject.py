@@ -138,6 +138,16 @@ class Subject:
             if issubclass(type(model), Wrapped):
                 unwrap(model)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype: torch.dtype = self.model.get_input_embeddings().weight.dtype
+        return dtype
+
+    def needs_float32(self) -> None:
+        """NotApplicable for a coarser model, of which rounding cannot be told from a fault."""
+        if self.dtype != torch.float32:
+            raise NotApplicable(f"it is held in float32, and the model is in {self.dtype}")
+
     def copy(self) -> Any:
         """Another model of the same weights."""
         return copy.deepcopy(self.model)

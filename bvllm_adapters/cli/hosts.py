@@ -66,16 +66,21 @@ def _certify(options: argparse.Namespace) -> int:
     from bvllm_adapters.cli.placement import device_of, dtype_of
 
     disable_progress_bar()
-    # It says of each new tokenizer that it is untrained, which is what they are for here.
-    logging.getLogger("bvllm_adapters").setLevel(logging.ERROR)
     device = device_of(options.device or "cpu")
     dtype = dtype_of(options.dtype or "float32", device)
 
     def told(outcome: Outcome) -> None:
         print(outcome, flush=True, file=sys.stderr if options.json else sys.stdout)
 
-    report = certify_class(
-        options.certify, options.model, host=options.host, dtype=dtype, device=device, told=told
-    )
+    # It says of each new tokenizer that it is untrained, which is what they are for here.
+    log = logging.getLogger("bvllm_adapters")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        report = certify_class(
+            options.certify, options.model, host=options.host, dtype=dtype, device=device, told=told
+        )
+    finally:
+        log.setLevel(level)
     print(json.dumps(report.to_dict(), indent=2) if options.json else report.summary)
     return 0 if report.passed else 1

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
 
 from bvllm_adapters.certify import CHECKS, Check, NotApplicable, Outcome, Report, certify
@@ -98,6 +99,14 @@ def test_a_third_partys_host(acme: Any) -> None:
     assert report["padding"].detail == "it takes one prompt at a time"
 
 
+def test_a_model_in_bfloat16(acme: Any) -> None:
+    """What is held in float32 says so."""
+    report = of_class("AcmeVideoForCausalLM", host="acme_host:HOST", dtype=torch.bfloat16)
+    check_whole(report)
+    for name in ("chunks", "batch of videos", "batch"):
+        assert "the model is in torch.bfloat16" in report[name].detail
+
+
 def test_a_live_model(acme: Any) -> None:
     from acme_host.modeling import tiny_model
 
@@ -121,7 +130,7 @@ def test_a_host_that_makes_no_tiny_model(acme: Any, monkeypatch: pytest.MonkeyPa
     with pytest.raises(HostError, match=r"has no `tiny\(folder, name\)`.*wanted --model FOLDER"):
         of_class("AcmeVideoForCausalLM", host="acme_host:HOST")
     with pytest.raises(ValueError, match="tiny: got Gemma3ForConditionalGeneration, wanted one of"):
-        of_class("Gemma3ForConditionalGeneration")
+        of_class("Gemma3ForConditionalGeneration", host="bvllm_transformers:HOST")
 
 
 def test_a_model_of_another_class(acme: Any, tmp_path: Path) -> None:
