@@ -109,6 +109,8 @@ class Trace:
     def __str__(self) -> str:
         """A table: the chosen frames with their times and tokens, the total, the seconds."""
         seen = "" if self.tower_passes is None else f", {self.tower_passes} through the tower"
+        if self.scout_passes is not None:
+            seen += f", {self.scout_passes} glanced at"
         by = "" if self.selector in (None, "learned") else f" by {self.selector}"
         scored = any(frame.score is not None for frame in self.frames)
         lines = [
