@@ -27,7 +27,7 @@ def test_property_test_budget(tmp_path):
     ("table", "best", "worst"),
     [
         ("worlds", "relevance", "uniform"),
-        ("needles", "tower, w = 40, not smoothed", "uniform"),
+        ("needles", "tower, w = 40", "uniform"),
         ("answers", "learned, K = 4", "uniform, K = 4"),
         ("footage", "thumbnails, w = 40", "uniform"),
     ],
