@@ -17,6 +17,7 @@ from bvllm_transformers.families import Family
 Inputs = Mapping[str, Any]
 
 VIDEO = 2  # of mm_token_type_ids
+IMAGES_APART = "pixel_values_images"  # Video-LLaVA's
 _ONLY_IDS = {
     "inputs_embeds": "input_ids alone",
     "mm_encoder_outputs": "pixels alone",
@@ -43,6 +44,11 @@ def check_inputs(inputs: Inputs) -> None:
     if not isinstance(ids, Tensor) or ids.dim() != 2:
         got = tuple(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
         raise ValueError(f"input_ids: got {got} beside pixels, wanted the prompts' ids (B, L)")
+    if inputs.get(IMAGES_APART) is not None:
+        raise ValueError(
+            f"{IMAGES_APART}: got images, which are not put under a budget yet, wanted videos "
+            "alone; bvllm.unwrap the model for them"
+        )
     for name, wanted in _ONLY_IDS.items():
         value = inputs.get(name)
         if value is not None and not (isinstance(value, dict) and not value):

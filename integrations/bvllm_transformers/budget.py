@@ -17,7 +17,7 @@ from bvllm_adapters.balanced_tokenizer import BalancedTokenizer
 from bvllm_adapters.features import FrameFeatures, PatchReader, VisualTokens
 from bvllm_adapters.hosts.base import tokenizer_of
 from bvllm_adapters.selectors.blind import RandomSelector
-from bvllm_transformers.arguments import Inputs, check_inputs, pad_of, with_types
+from bvllm_transformers.arguments import IMAGES_APART, Inputs, check_inputs, pad_of, with_types
 from bvllm_transformers.families import Family, family_of
 from bvllm_transformers.glimpse import blurred, pictures
 from bvllm_transformers.placeholders import Place
@@ -53,7 +53,7 @@ class Seen:
 
 def has_pixels(model: Any, inputs: Inputs) -> bool:
     """Whether a prompt brings visual inputs, which are not encoded yet."""
-    pixels = (family_of(model).split.pixels, "pixel_values")
+    pixels = (family_of(model).split.pixels, "pixel_values", IMAGES_APART)
     return any(inputs.get(name) is not None for name in pixels)
 
 

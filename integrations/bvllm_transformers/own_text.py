@@ -99,8 +99,17 @@ def _first_size(texts: Sequence[Ids], before: Ids, loose: bool) -> int:
     samples = [texts[0], min(texts, key=len), max(texts, key=len)]
     far, size, like = min((*best_tail(before, text), len(text)) for text in samples)
     if 2 * far <= max(size, like) or (loose and not _even(texts)):
-        return size
+        return size - _stands_for_mark(texts, before, size)
     return min(len(texts[0]), len(before))  # nothing but numbers
+
+
+def _stands_for_mark(texts: Sequence[Ids], before: Ids, size: int) -> bool:
+    """Whether what the first group's text of this size begins with is the user's: it stands where
+    all others have one and the same mark, such as a new line, between them."""
+    alike = _common(texts)
+    first = before[len(before) - size :]
+    rest = texts[0][1:alike]
+    return alike > 1 and first[:1] != texts[0][:1] and first[1:alike] == rest
 
 
 def _without_words(texts: Sequence[Ids], before: Ids) -> list[int]:

@@ -244,3 +244,11 @@ def test_images_beside_a_video_share_the_budget_in_forward_and_generate(name: st
         assert lengths(seen)[0] < words + BUDGET  # times of pairs that have gone
     else:
         assert lengths(seen)[0] == lengths(seen)[-1] == words + BUDGET
+
+
+def test_images_that_go_past_the_budget_are_refused() -> None:
+    one = family("video_llava")
+    ids, images = one.inputs()["input_ids"], torch.zeros(1, 3, 4, 4)
+    model = bvllm.wrap(one.model(), max_tokens=5)
+    with pytest.raises(ValueError, match="pixel_values_images: got images, which are not put"):
+        model(input_ids=ids, pixel_values_images=images)

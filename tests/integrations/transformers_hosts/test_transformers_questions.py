@@ -114,12 +114,7 @@ def asked(name: str) -> tuple[Any, Asked]:
 
 @every_name
 @pytest.mark.parametrize("kind", CONVERSATIONS)
-def test_the_last_words_of_the_user(
-    name: str, kind: str, known: list[Any], request: pytest.FixtureRequest
-) -> None:
-    if name == "internvl" and kind in ("before the video", "around the video"):
-        why = "a sign right before 'Frame1: ' stands where others have their new line"
-        request.applymarker(pytest.mark.xfail(reason=why, strict=True))
+def test_the_last_words_of_the_user(name: str, kind: str, known: list[Any]) -> None:
     messages, want = CONVERSATIONS[kind]
     model, selector = asked(name)
     with torch.no_grad():
