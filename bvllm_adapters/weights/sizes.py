@@ -74,6 +74,19 @@ def check_settings(file: Path, values: Mapping[str, Any], shapes: Shapes | None 
             )
 
 
+def check_layers(file: Path, values: Mapping[str, Any], tensors: int) -> None:
+    """CheckpointError for more layers, or experts, than there are tensors: each needs one.
+
+    Widths cost nothing while a model is made without weights, and then do not fit them.
+    """
+    for name, value in _entries(values):
+        counts = name in _LAYERS and isinstance(value, int) and not isinstance(value, bool)
+        if counts and not 0 <= value <= tensors:
+            raise CheckpointError(
+                f"{file}: {name}: got {value}, wanted 0 to {tensors}, as there are tensors"
+            )
+
+
 def check_kinds(file: Path, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     """CheckpointError for a number, a truth or a text where the default is another of the three.
 
