@@ -26,10 +26,10 @@ def test_property_test_budget(tmp_path):
 @pytest.mark.parametrize(
     ("table", "best", "worst"),
     [
-        ("worlds", "relevance", "uniform"),
         ("needles", "tower, w = 40", "uniform"),
-        ("answers", "learned, K = 4", "uniform, K = 4"),
-        ("footage", "thumbnails, w = 40", "uniform"),
+        pytest.param("worlds", "relevance", "uniform", marks=pytest.mark.slow),
+        pytest.param("answers", "learned, K = 4", "uniform, K = 4", marks=pytest.mark.slow),
+        pytest.param("footage", "thumbnails, w = 40", "uniform", marks=pytest.mark.slow),
     ],
 )
 def test_frame_selectors_are_compared(tmp_path, table, best, worst):
