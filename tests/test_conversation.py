@@ -203,7 +203,7 @@ def test_a_batch_is_of_one_model(model, demo, processor, video):
 # --- streams --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", [1, 7, 16, 40])
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 7, 16, 40])
 def test_a_stream_is_equal_to_the_whole_bit_for_bit(model, processor, video, step):
     stream = bvllm.open_video(model, processor=processor)
     for begin in range(0, len(video.frames), step):

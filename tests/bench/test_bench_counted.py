@@ -112,6 +112,7 @@ def test_reading_is_the_same_for_long_prompts_and_short():
     assert reading.cache_bytes == 3 * 2 * 16 * 4
 
 
+@pytest.mark.slow
 def test_published_sizes():
     """The paper's model under 576 tokens, against counts by hand; see the comments."""
     model, processor = published.build("BvllmQwen2ForConditionalGeneration", dtype=torch.bfloat16)
@@ -187,7 +188,13 @@ def test_every_known_host_is_tried():
     assert set(SMALL) == set(OWN_TOKENS) == set(published.hosts_with_sizes())
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name == "Videollama2Qwen2ForCausalLM"))
+        for name in SMALL
+    ],
+)
 def test_each_host_runs_in_small(name):
     model, processor = published.build(name, device="cpu", sizes=SMALL[name])
     rows = bench(model, processor, frames=[16], repeats=1, new_tokens=3, max_tokens=20)

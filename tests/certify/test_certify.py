@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -39,12 +40,18 @@ def not_applicable(report: Report) -> set[str]:
     return {each.name for each in report.outcomes if each.state == "not applicable"}
 
 
+def quick_first(names: Sequence[str]) -> list[Any]:
+    """The others are of the slow part: each check of theirs is tested by itself elsewhere."""
+    first, *others = names
+    return [first, *(pytest.param(name, marks=pytest.mark.slow) for name in others)]
+
+
 def check_whole(report: Report) -> None:
     report.raise_for_failures()
     assert [each.name for each in report.outcomes] == [check.name for check in CHECKS]
 
 
-@pytest.mark.parametrize("name", PAPER)
+@pytest.mark.parametrize("name", quick_first(PAPER))
 def test_the_papers_hosts(name: str) -> None:
     report = of_class(name)
     check_whole(report)
@@ -52,7 +59,7 @@ def test_the_papers_hosts(name: str) -> None:
     assert not_applicable(report) == {"keeps all"}
 
 
-@pytest.mark.parametrize("name", OF_TRANSFORMERS)
+@pytest.mark.parametrize("name", quick_first(OF_TRANSFORMERS))
 def test_transformers_hosts(name: str, tmp_path: Path) -> None:
     """By the folder of a checkpoint, as users have it."""
     if "mm_encoder_outputs" not in signature(getattr(transformers, name).forward).parameters:

@@ -169,7 +169,9 @@ def test_two_threads_may_ask_one_model(name: str) -> None:
     assert len(set(selector.questions)) == 2
 
 
-@pytest.mark.parametrize("name", ["qwen2_5_vl", "llava_onevision"])
+@pytest.mark.parametrize(
+    "name", ["qwen2_5_vl", pytest.param("llava_onevision", marks=pytest.mark.slow)]
+)
 def test_compiled(name: str) -> None:
     """The language model alone, as is advised, and the whole, whose graph breaks but is right."""
     inputs, want = prompt(name), wrapped(name, max_tokens=BUDGET)

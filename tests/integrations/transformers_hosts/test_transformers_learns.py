@@ -66,6 +66,7 @@ def chosen(model: Any, path: Path) -> list[int]:
     return [frame.frame for frame in found.trace.frames]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_a_selector_learns_from_a_frozen_host(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)

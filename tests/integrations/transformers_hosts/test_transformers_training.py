@@ -246,6 +246,7 @@ def test_in_bf16_and_under_autocast(name: str) -> None:
         assert small.to(torch.bfloat16)(**pixels).logits.isfinite().all()
 
 
+@pytest.mark.slow
 def test_two_processes_train_together() -> None:
     family("llava_onevision")  # or skipped, where transformers has no way in
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
