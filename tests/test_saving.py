@@ -118,7 +118,7 @@ def test_a_save_that_is_killed_leaves_the_old_or_the_new(tmp_path: Path) -> None
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes of the same memory here")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-@pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [13, pytest.param(1, marks=pytest.mark.slow)])
 def test_an_adapter_and_a_model_whose_save_is_killed(
     model: Any, tmp_path: Path, every: int
 ) -> None:

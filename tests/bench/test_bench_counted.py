@@ -188,12 +188,12 @@ def test_every_known_host_is_tried():
     assert set(SMALL) == set(OWN_TOKENS) == set(published.hosts_with_sizes())
 
 
+SLOW = ("Videollama2Qwen2ForCausalLM", "LlavaLlamaAttForCausalLM")
+
+
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] * (name == "Videollama2Qwen2ForCausalLM"))
-        for name in SMALL
-    ],
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in SMALL],
 )
 def test_each_host_runs_in_small(name):
     model, processor = published.build(name, device="cpu", sizes=SMALL[name])

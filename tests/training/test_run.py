@@ -24,7 +24,7 @@ pytestmark = [
 CLIP = Path(__file__).parents[2] / "examples" / "big_buck_bunny.mp4"
 
 
-@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("host", [*HOSTS[:2], pytest.param(HOSTS[2], marks=pytest.mark.slow)])
 def test_both_stages(host: str, configured: Any, hosts: dict[str, Path], tmp_path: Path) -> None:
     # Alignment moves what is named.
     watch = Watch()
