@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bvllm_adapters.hosts.turns import special_tokens, turns_of
 from bvllm_adapters.question import without
-from bvllm_transformers.layout import ImagePixels, Layout, Pictures, ghosts
+from bvllm_transformers.layout import ImagePixels, Layout, Pictures, every_frame, ghosts
 
 
 def prompt_inputs(
@@ -43,7 +43,7 @@ def prompt_inputs(
         messages.append(_message(("user", "assistant")[i % 2], turn, None if i else kind))
     text = rendered(processor, messages)
     if layout.is_image:
-        return with_visuals(processor, text, images=[(layout.height, layout.width)])
+        return with_visuals(processor, text, images=[blank(layout)])
     shown = [(layout, seconds)]
     return with_visuals(processor, text, videos=shown, frames_per_look=frames_per_look)
 
@@ -53,40 +53,45 @@ def with_visuals(
     text: str,
     *,
     videos: Sequence[tuple[Layout, Tensor]] = (),
-    images: Sequence[tuple[int, int]] = (),
+    images: Sequence[Pictures] = (),
     frames_per_look: int = 1,
 ) -> dict[str, Any]:
-    """The arguments that the processor makes of a prompt's text, pixels without meaning among them.
+    """The arguments that the processor makes of a prompt's text; a video's pixels are without
+    memory.
 
     Args:
-        videos: of each its layout and the (T,) times of its groups. images: of each height, width.
+        videos: of each its layout and the (T,) times of its groups.
+        images: each (H, W, 3) uint8 RGB; `blank` where only its size matters.
     """
     given: dict[str, Any] = {"text": [text], "return_tensors": "pt"}
     if images:
-        given["images"] = [np.zeros((*size, 3), np.uint8) for size in images]
+        given["images"] = list(images)
     if videos:
         frames = [
             ghosts(len(seconds) * frames_per_look, layout.height, layout.width)
             for layout, seconds in videos
         ]
         video: dict[str, Any] = {
-            "do_sample_frames": False,
+            **every_frame(processor.video_processor),
             "video_metadata": [times_of(s, frames_per_look, layout) for layout, s in videos],
             "return_metadata": True,  # else some processors do not find the times
             "device": frames[0].device,
         }
         if all(layout.scaled for layout, _ in videos):
             video["do_resize"] = False
-        if hasattr(processor.video_processor, "use_token_compression"):
-            video["use_token_compression"] = False
         given |= {"videos": frames, "videos_kwargs": video}
     return dict(processor(**given))
+
+
+def blank(layout: Layout) -> Pictures:
+    """A picture of an image's size, for a prompt whose pixels are of no use."""
+    return np.zeros((layout.height, layout.width, 3), np.uint8)
 
 
 def image_pixels(processor: Any, picture: Pictures) -> ImagePixels:
     """(H, W, 3) uint8 RGB, as the processor makes it for a prompt."""
     message = _message("user", "", "image")
-    made = with_image(processor, rendered(processor, [message]), picture)
+    made = with_visuals(processor, rendered(processor, [message]), images=[picture])
     rows = made["input_ids"].shape
     of_prompt = [name for name, value in made.items() if getattr(value, "shape", None) == rows]
     return ImagePixels({name: made[name] for name in made if name not in of_prompt})
@@ -105,11 +110,6 @@ def rendered(processor: Any, messages: Sequence[Any]) -> str:
         )
     text: str = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     return text
-
-
-def with_image(processor: Any, text: str, picture: Pictures) -> dict[str, Any]:
-    """The arguments of a prompt that has one image."""
-    return dict(processor(text=[text], images=[picture], return_tensors="pt"))
 
 
 def _message(role: str, text: str, visual: str | None = None) -> dict[str, Any]:

@@ -109,14 +109,18 @@ def ghosts(frames: int, height: int, width: int) -> Tensor:
     return torch.empty((frames, 3, height, width), dtype=torch.uint8, device="meta")
 
 
+def every_frame(video: Any) -> dict[str, bool]:
+    """The settings with which a video processor keeps all frames: ours is what chooses."""
+    settings = {"do_sample_frames": False}
+    if hasattr(video, "use_token_compression"):
+        settings["use_token_compression"] = False
+    return settings
+
+
 def processed(video: Any, frames: Tensor, **settings: Any) -> Any:
     """(T, 3, H, W) uint8 frames, as the video processor makes them, all of them."""
-    if hasattr(video, "use_token_compression"):
-        settings["use_token_compression"] = False  # ours is what chooses
-    return video(
-        videos=[frames], do_sample_frames=False, return_tensors="pt", device=frames.device,
-        **settings,
-    )  # fmt: skip
+    settings |= every_frame(video)
+    return video(videos=[frames], return_tensors="pt", device=frames.device, **settings)
 
 
 def video_pixels(processor: Any, frames: Pictures, layout: Layout | None) -> Tensor:

@@ -21,7 +21,12 @@ from bvllm_adapters.training.conversations import Kind
 from bvllm_adapters.training.host import Example, Expanded, Visual
 from bvllm_adapters.video.frames import Video
 from bvllm_transformers.answers import tokens_of_one
-from bvllm_transformers.conversation_prompts import image_pixels, tokens_of_visuals, with_visuals
+from bvllm_transformers.conversation_prompts import (
+    blank,
+    image_pixels,
+    tokens_of_visuals,
+    with_visuals,
+)
 from bvllm_transformers.families import family_of
 from bvllm_transformers.layout import (
     ImagePixels,
@@ -142,7 +147,7 @@ class TransformersTraining:
         made = with_visuals(
             self.processor, prompt,
             videos=[(visual.layout, visual.seconds) for visual in shown["video"]],
-            images=[(visual.layout.height, visual.layout.width) for visual in shown["image"]],
+            images=[blank(visual.layout) for visual in shown["image"]],
             frames_per_look=frames_per_look(self.family, self.processor),
         )  # fmt: skip
         ids: list[int] = made["input_ids"][0].tolist()
