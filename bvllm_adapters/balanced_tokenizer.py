@@ -25,7 +25,7 @@ from bvllm_adapters.build import (
     build_selector,
     build_temporal_merger,
 )
-from bvllm_adapters.checks import check_count, takes
+from bvllm_adapters.checks import check_count, checked_prompts, takes
 from bvllm_adapters.config import BalancedTokenizerConfig
 from bvllm_adapters.context import generators
 from bvllm_adapters.features import FrameFeatures, Selection, VisualTokens, mix
@@ -38,7 +38,7 @@ from bvllm_adapters.question import (
     question_tokenizer,
 )
 from bvllm_adapters.scout import check_widths
-from bvllm_adapters.selectors.choosing import choose
+from bvllm_adapters.selectors.choosing import checked_queries, choose
 from bvllm_adapters.selectors.saved import PretrainedWithScout
 from bvllm_adapters.spatial_sampler import knows_counts
 
@@ -95,6 +95,7 @@ class BalancedTokenizer(PretrainedWithScout, nn.Module):
         *,
         prompts: Sequence[int] | None = None,
         max_tokens: int | None = None,
+        queries: Sequence[str | None] | None = None,
         generator: torch.Generator | None = None,
     ) -> list[VisualTokens]:
         """Visual tokens of each visual input.
@@ -106,6 +107,7 @@ class BalancedTokenizer(PretrainedWithScout, nn.Module):
             prompts: which prompt each belongs to; those of one prompt share the budget.
                 None: each has a prompt of its own.
             max_tokens: visual tokens per prompt in place of the config's.
+            queries: what a selector's scout reads in place of each question; None: the question.
             generator: source of training's noise; None: the seeds of `noise_from` or, outside of
                 it, torch's global generator.
 
@@ -117,8 +119,9 @@ class BalancedTokenizer(PretrainedWithScout, nn.Module):
             ValueError: naming the argument, what came and what was wanted.
         """
         texts = self._read(features, questions)
-        prompts = self._checked_prompts(prompts, len(features))
+        prompts = checked_prompts(prompts, len(features))
         max_tokens = self._checked_budget(max_tokens)
+        queries = checked_queries(self.frame_selector, queries, len(features))
         if not features:
             return []
 
@@ -129,11 +132,11 @@ class BalancedTokenizer(PretrainedWithScout, nn.Module):
         budgets = budgets_of_frames([video.beside for video in features], prompts, max_tokens)
         with stage("selector"):
             selections = [
-                self.choose(video, as_text(question), source, budgets[prompt], inputs[prompt])
+                self.choose(video, as_text(said), source, budgets[prompt], inputs[prompt], query)
                 if self.chooses_untrained
                 else self.select(video, text, source, max_tokens)
-                for video, question, text, source, prompt in zip(
-                    features, questions, texts, sources, prompts, strict=True
+                for video, said, text, source, prompt, query in zip(
+                    features, questions, texts, sources, prompts, queries, strict=True
                 )
             ]
         with stage("merge"):
@@ -186,11 +189,13 @@ class BalancedTokenizer(PretrainedWithScout, nn.Module):
         generator: torch.Generator | None,
         max_tokens: int | None,
         inputs: int,
+        query: str | None = None,
     ) -> Selection:
         """Choose frames of one video by a selector without training.
 
         Args:
             inputs: visual inputs of the prompt, for each of which the budget has an equal part.
+            query: see `forward`.
         """
         read = self.config.tokens_per_frame if self.spatial_sampler is not None else None
         return choose(
@@ -202,6 +207,7 @@ class BalancedTokenizer(PretrainedWithScout, nn.Module):
             frames=self.config.num_frames,
             tokens_per_frame=self.config.tokens_per_frame,
             generator=generator,
+            query=query,
         )
 
     def sample(
@@ -334,13 +340,6 @@ class BalancedTokenizer(PretrainedWithScout, nn.Module):
             return [torch.zeros(0, dtype=torch.int64) for _ in features]  # nobody reads them
         ids = question_ids(questions, self.question_tokenizer)
         return [text.to(video.cls.device) for text, video in zip(ids, features, strict=True)]
-
-    def _checked_prompts(self, prompts: Sequence[int] | None, count: int) -> list[int]:
-        if prompts is None:
-            return list(range(count))
-        if len(prompts) != count:
-            raise ValueError(f"prompts: got {len(prompts)}, wanted {count} as features")
-        return list(prompts)
 
     def _checked_budget(self, max_tokens: int | None) -> int | None:
         if max_tokens is None:

@@ -50,6 +50,15 @@ def takes(stage: Any, name: str) -> bool:
     return name in known or any(each.kind is each.VAR_KEYWORD for each in known.values())
 
 
+def checked_prompts(prompts: Sequence[int] | None, count: int) -> list[int]:
+    """Which prompt each of `count` inputs belongs to; each to its own, where nobody says."""
+    if prompts is None:
+        return list(range(count))
+    if len(prompts) != count:
+        raise ValueError(f"prompts: got {len(prompts)}, wanted {count} as features")
+    return list(prompts)
+
+
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     """`value` is one of `choices`, else ValueError."""
     if value not in choices:

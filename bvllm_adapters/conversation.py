@@ -27,6 +27,7 @@ from bvllm_adapters.seeing.encoding import Encoding
 from bvllm_adapters.seeing.saved_video import Origin, load_features, path_of
 from bvllm_adapters.seeing.seen_by import identity
 from bvllm_adapters.seeing.seen_video import SeenVideo
+from bvllm_adapters.selectors.choosing import check_query
 from bvllm_adapters.trace import Trace
 from bvllm_adapters.video.frames import Progress
 from bvllm_adapters.video.read import source_of
@@ -34,6 +35,7 @@ from bvllm_adapters.video.sampling import Sampling
 
 Turns = Sequence[tuple[str, str]]
 """Earlier questions, each with its answer."""
+Query = str | list[str | None] | None  # of all questions, or of each
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,8 @@ class OpenVideo(SeenVideo):
 
         Args:
             question: may be empty; several are answered as one batch, in one list.
-            settings: max_tokens, history, system, max_new_tokens and those of generate(); see
-                `bvllm.ask`.
+            settings: max_tokens, query, history, system, max_new_tokens and those of generate();
+                see `bvllm.ask`. Of several questions each may have a query of its own, in a list.
         """
         questions = [question] if isinstance(question, str) else list(question)
         with ledger() as seconds:
@@ -157,6 +159,7 @@ def ask(
     question: str,
     *,
     max_tokens: int | None = None,
+    query: str | None = None,
     history: Turns = (),
     system: str | None = None,
     processor: Any = None,
@@ -175,6 +178,7 @@ def ask(
     Args:
         question: may be empty. Tags and special tokens in it are left out: it is text.
         max_tokens: budget in visual tokens, in place of the tokenizer's own.
+        query: what a selector's scout reads in place of the question, best a caption of the like.
         history: (question, answer) of earlier turns, in the host's chat format. The video stands
             in the first of them; which of its frames are shown, the present question decides.
         system: what the conversation begins with, in place of the host's own words.
@@ -189,7 +193,7 @@ def ask(
         VideoError: for a video that cannot be read. ValueError: for a model without tokenizer.
         TypeError, ValueError: for a wrong setting, by its name, before the video is read.
     """
-    tokenizer_of(base_model(model))
+    check_query(tokenizer_of(base_model(model)).frame_selector, query)
     _check(host_of(base_model(model)), [question], max_tokens, history, system, generate)
     with ledger() as seconds:
         opened = open_video(
@@ -205,7 +209,7 @@ def ask(
         )
         (answer,) = _answers(
             [opened], [question], seconds,
-            max_tokens=max_tokens, history=history, system=system, **generate,
+            max_tokens=max_tokens, query=query, history=history, system=system, **generate,
         )  # fmt: skip
     return answer
 
@@ -215,6 +219,7 @@ def ask_batch(
     items: Iterable[tuple[OpenVideo, str] | tuple[OpenVideo, str, Turns]],
     *,
     batch_size: int = 8,
+    query: Query = None,
     **settings: Any,
 ) -> list[Answer]:
     """Questions about several videos and images of one model, several in one call of it.
@@ -223,6 +228,7 @@ def ask_batch(
         items: an open video with one question each, and its history if it has one; a video may
             come any number of times.
         batch_size: prompts that the language model sees at a time.
+        query: see `ask`; one, or a list of one for each item.
         settings: max_tokens, system, max_new_tokens and those of generate(), see `ask`.
 
     Returns:
@@ -235,13 +241,17 @@ def ask_batch(
             raise TypeError(f"items: got {video!r}, wanted videos that open_video has opened")
     if len({id(video.model) for video, *_ in given}) > 1:
         raise ValueError("items: got videos of several models, wanted those of one")
+    queries = _for_each(query, len(given))
     answers = []
     for begin in range(0, len(given), batch_size):
-        batch = given[begin : begin + batch_size]
+        here = slice(begin, begin + batch_size)
+        batch = given[here]
         videos, questions = [item[0] for item in batch], [item[1] for item in batch]
         own = [item[2] if len(item) > 2 else None for item in batch]
         with ledger() as seconds:
-            answers += _answers(videos, questions, seconds, histories=own, **settings)
+            answers += _answers(
+                videos, questions, seconds, query=queries[here], histories=own, **settings
+            )
     return answers
 
 
@@ -251,6 +261,7 @@ def _answers(
     seconds: dict[str, float],
     *,
     max_tokens: int | None = None,
+    query: Query = None,
     history: Turns = (),
     system: str | None = None,
     histories: Sequence[Turns | None] | None = None,
@@ -268,11 +279,12 @@ def _answers(
     if system is not None:
         in_prompt["system"] = without(system)
     questions = [without(question) for question in questions]
-    features = [video.features for video in videos]
     tokenizer = tokenizer_of(first.model)
+    queries = _for_each(query, len(videos))
+    features = [video.features for video in videos]
     generate = completed(generate, getattr(first.model, "generation_config", None))
     with evaluating(first.model):
-        tokens = tokenizer(features, questions, max_tokens=max_tokens)
+        tokens = tokenizer(features, questions, max_tokens=max_tokens, queries=queries)
         with answering() as at_each_token:
             processors = [*(generate.pop("logits_processor", None) or ()), *at_each_token]
             replies = first.host.answers(
@@ -295,6 +307,14 @@ def _answers(
         generated = None if output is None else of_prompt(output, i, len(videos))
         answers.append(Answer(texts[0], trace, texts, generated))
     return answers
+
+
+def _for_each(query: Query, count: int) -> list[str | None]:
+    if not isinstance(query, list | tuple):
+        return [query] * count
+    if len(query) != count:
+        raise ValueError(f"query: got {len(query)}, wanted {count}, one for each question")
+    return [*query]
 
 
 def _check(

@@ -206,6 +206,9 @@ def test_plan_names_what_is_wrong():
         ([video()], [torch.zeros(2)], {}, r"questions\[0\]: got Tensor, wanted a string or"),
         ([video()], ["?"], {"prompts": []}, "prompts: got 0, wanted 1 as features"),
         ([video()], ["?"], {"max_tokens": 0}, "max_tokens: got 0, wanted an int >= 1"),
+        ([video()], ["?"], {"queries": "a"}, "queries: got 'a', wanted 1, one for each question"),
+        ([video()], ["?"], {"queries": ["a"] * 2}, "queries: got 2, wanted 1, one for each"),
+        ([video()], ["?"], {"queries": ["a"]}, "query: got 'a', wanted None, as a FrameSelector"),
     ],
 )  # fmt: skip
 def test_wrong_input_is_named(features, questions, options, message):

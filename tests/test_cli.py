@@ -99,6 +99,7 @@ def test_problems_are_told_in_one_line(capsys, tmp_path):
         (["ask", str(tmp_path / "text.mp4"), "?"], "text.mp4"),
         (["ask", CLIP, "?", "--max-tokens", "0"], "max_tokens: got 0, wanted an int >= 1"),
         (["ask", CLIP, "?", "--fps", "0"], "fps: got 0"),
+        (["ask", CLIP, "?", "--query", "a man"], "query: got 'a man', wanted None, as a Frame"),
         (["ask", CLIP, "?", "--model", str(tmp_path)], "holds no config.json"),
         (["ask", CLIP, "?", "--adapter", str(tmp_path)], "adapter.json"),
         (["bench", "--host", "AnyModel", "--adapter", "a"], "--adapter: got a beside --host"),

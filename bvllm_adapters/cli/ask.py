@@ -22,6 +22,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     add_untrained(parser)
     add_selector(parser)
+    parser.add_argument("--query", help="what the scout reads in place of QUESTION, as it is")
     add_asking(parser)
 
 
@@ -33,8 +34,10 @@ def run(options: argparse.Namespace) -> int:
     from bvllm_adapters.cli.asked_model import asked_model
     from bvllm_adapters.cli.placement import placement
     from bvllm_adapters.conversation import open_video
+    from bvllm_adapters.hosts.base import tokenizer_of
     from bvllm_adapters.ledger import ledger
     from bvllm_adapters.seeing.encoding import Encoding
+    from bvllm_adapters.selectors.choosing import check_query
 
     for name in ("max_tokens", "max_new_tokens"):
         if getattr(options, name) is not None:  # before anything is loaded or read
@@ -53,6 +56,7 @@ def run(options: argparse.Namespace) -> int:
         device=device,
         **settings,
     )
+    check_query(tokenizer_of(model).frame_selector, options.query)
     encoding = Encoding(skip_similar=options.skip_similar)
     progress_bar = tqdm(desc="decoding", unit="frame", leave=False, disable=None)
     with progress_bar as bar, ledger() as opening:
@@ -71,7 +75,10 @@ def run(options: argparse.Namespace) -> int:
         )
     for question in options.questions:
         answer = video.ask(
-            question, max_tokens=options.max_tokens, max_new_tokens=options.max_new_tokens
+            question,
+            max_tokens=options.max_tokens,
+            query=options.query,
+            max_new_tokens=options.max_new_tokens,
         )
         print(f"question  {question}")
         print(f"answer    {answer.text}\n")

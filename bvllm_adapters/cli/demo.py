@@ -24,7 +24,7 @@ def run(options: argparse.Namespace) -> int:
     haystack = demo_haystack()
     question = haystack.questions[0]
     options.video, options.questions = DEMO_VIDEO, [question.text]
-    options.model = options.adapter = options.selector = options.scout = None
+    options.model = options.adapter = options.selector = options.scout = options.query = None
     options.untrained = False
     print(f"video     {DEMO_VIDEO.name}: {len(haystack.needles)} digits, each for a second or two,")
     print(f"          in {haystack.num_frames} s of photographs that the model has not seen")

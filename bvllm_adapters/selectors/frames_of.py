@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from bvllm_adapters.checks import check_count
 from bvllm_adapters.features import Selection
+from bvllm_adapters.selectors.choosing import check_query
 from bvllm_adapters.selectors.names import named_selector
 from bvllm_adapters.video.frames import (
     Frames,
@@ -112,13 +113,8 @@ def _selector(given: str | nn.Module, query: str | None) -> tuple[Any, dict[str,
             "selector: got one that chooses by the features of a model, wanted one that sees "
             "frames itself, as no model is here"
         )
-    if query is None:
-        return chooser, {}
-    if not hasattr(chooser, "read"):
-        raise ValueError(
-            f"query: got {query!r}, wanted None, as a {type(chooser).__name__} reads no question"
-        )
-    return chooser, {"query": query}
+    check_query(chooser, query)
+    return chooser, {} if query is None else {"query": query}
 
 
 def _chosen(

@@ -66,6 +66,36 @@ def users_own(name: str, video: bvllm.Video) -> str:
     return str(its_processor.batch_decode(new, skip_special_tokens=True)[0]).strip()
 
 
+def test_a_scout_may_read_another_question(name: str, clip: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    selector = bvllm.RelevanceSelector.from_pretrained(tiny_clip(tmp_path / "scout"))
+    made = wrapped(name, max_tokens=24, selector=selector)
+    query, other = "a man in red", "a dog on the wall"
+
+    def scores(asked: Any) -> list[float]:
+        return [frame.score for frame in asked.trace.frames]
+
+    said = ask(made, clip, "Who?", query=query)
+    video = bvllm.open_video(made[0], clip, processor=made[1], fps=4)
+    assert scores(video.ask("Who?", query=query, max_new_tokens=6)) == scores(said)
+    assert scores(said) != scores(ask(made, clip, "Who?"))
+    # What the model itself is asked stays the question.
+    assert scores(ask(made, clip, query)) == scores(said)
+    both = video.ask(["Who?", "Who?"], query=[query, other], max_new_tokens=6)
+    assert scores(both[0]) == scores(said) != scores(both[1])
+    items = [(video, "Who?")] * 3
+    three = bvllm.ask_batch(items, batch_size=2, query=[query, None, other], max_new_tokens=6)
+    assert [scores(one) for one in three] == [
+        scores(said), scores(ask(made, clip, "Who?")), scores(both[1])
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="query: got 2, wanted 3"):
+        bvllm.ask_batch(items, query=[query, other])
+    with pytest.raises(TypeError, match="query: got int, wanted a string"):
+        ask(made, tmp_path / "not read", query=3)
+    with pytest.raises(ValueError, match="query: got 'a man in red', wanted None, as a Coverage"):
+        ask(wrapped(name, max_tokens=24), tmp_path / "not read", query=query)
+
+
 def test_a_budget_that_keeps_everything_is_the_users_own_way(name: str, clip: Path) -> None:
     video = bvllm.read_video(clip, fps=4)
     assert ask(wrapped(name), video).text == users_own(name, video)
@@ -258,7 +288,12 @@ def test_from_the_shell(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "chosen by uniform" in capsys.readouterr().out
     scout = str(tiny_clip(tmp_path / "scout"))
     assert main([*shell, "--scout", scout]) == 0
-    assert "chosen by relevance" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "chosen by relevance" in told
+    assert main([*shell, "--scout", scout, "--query", QUESTION]) == 0
+    assert capsys.readouterr().out.split("seconds")[0] == told.split("seconds")[0]
+    assert main([*shell, "--query", QUESTION]) == 1
+    assert "query: got 'What happens?', wanted None" in capsys.readouterr().err
 
 
 def test_a_video_is_opened_again_for_another_budget_of_the_model(name: str, clip: Path) -> None:
