@@ -24,7 +24,7 @@ from bvllm_adapters.hosts.generation import (
 from bvllm_adapters.ledger import answering, ledger, stage
 from bvllm_adapters.question import without
 from bvllm_adapters.seeing.encoding import Encoding
-from bvllm_adapters.seeing.saved_video import Origin, load_features, path_of
+from bvllm_adapters.seeing.saved_video import Origin, load_features, path_of, readable
 from bvllm_adapters.seeing.seen_by import identity
 from bvllm_adapters.seeing.seen_video import SeenVideo
 from bvllm_adapters.selectors.choosing import check_query
@@ -119,7 +119,7 @@ def open_video(
         sampling = Sampling(fps, start, end, max_frames)
         with stage("decode", on_device=False):  # the packets, for when each frame is shown
             path = path_of(video)
-            source = source_of(video if path is None else path, sampling)
+            source = source_of(readable(video), sampling)
         opened.origin = Origin(sampling)
         opened.encoded.fill(source, path, progress)
     return opened

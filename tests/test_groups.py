@@ -15,6 +15,7 @@ from media import numbers, write_video
 from bvllm_adapters.video import file as video_file
 from bvllm_adapters.video import groups
 from bvllm_adapters.video.groups import Plan, by_groups
+from bvllm_adapters.video.media import media_of
 from bvllm_adapters.video.packets import Groups, read_index
 
 FRAMES = 60
@@ -56,15 +57,15 @@ KINDS = {
 
 @pytest.fixture(scope="session")
 def decoded(tmp_path_factory):
-    """Path, index and all frames of a kind, decoded from the beginning when first asked for."""
+    """File, index and all frames of a kind, decoded from the beginning when first asked for."""
     folder, done = tmp_path_factory.mktemp("groups"), {}
 
     def get(name):
         if name not in done:
-            path = write_video(folder / name, frames=FRAMES, **KINDS[name])
-            index = read_index(path)
+            media = media_of(write_video(folder / name, frames=FRAMES, **KINDS[name]))
+            index = read_index(media)
             count = len(index.seconds)
-            done[name] = path, index, list(video_file._in_order(path, index, np.arange(count)))
+            done[name] = media, index, list(video_file._in_order(media, index, np.arange(count)))
             assert numbers(done[name][2]) == list(range(FRAMES - count, FRAMES))
         return done[name]
 
@@ -74,10 +75,10 @@ def decoded(tmp_path_factory):
 @pytest.mark.parametrize("name", KINDS)
 @given(data=st.data())
 def test_any_frames_are_those_of_decoding_everything(name, decoded, data):
-    path, index, frames = decoded(name)
+    media, index, frames = decoded(name)
     chosen = sorted(data.draw(st.sets(st.integers(0, len(frames) - 1), min_size=1)))
     with patch.object(groups, "THREADS", data.draw(st.sampled_from([1, 2, 4]))):
-        given = list(by_groups(path, index, index.groups, np.array(chosen)))
+        given = list(by_groups(media, index, index.groups, np.array(chosen)))
     assert len(given) == len(chosen)
     for frame, i in zip(given, chosen, strict=True):
         np.testing.assert_array_equal(frame, frames[i])
@@ -113,24 +114,24 @@ def fed(monkeypatch):
     ],
 )
 def test_what_the_last_frame_needs(name, groups_of_file, packets_for_last, decoded, fed):
-    path, index, frames = decoded(name)
+    media, index, frames = decoded(name)
     assert len(index.groups.key_pts) == groups_of_file
-    (last,) = by_groups(path, index, index.groups, np.array([FRAMES - 1]))
+    (last,) = by_groups(media, index, index.groups, np.array([FRAMES - 1]))
     np.testing.assert_array_equal(last, frames[-1])
     assert len(fed) == packets_for_last
 
 
 def test_nothing_is_decoded_twice(decoded, fed):
-    path, index, _ = decoded("no_b_frames.mp4")
+    media, index, _ = decoded("no_b_frames.mp4")
     chosen = np.array([5, 11, 12, 30, 31])  # the first two groups to their ends, half of the third
-    assert len(list(by_groups(path, index, index.groups, chosen))) == 5
+    assert len(list(by_groups(media, index, index.groups, chosen))) == 5
     assert len(fed) == 12 + 1 + 8
 
 
 @pytest.mark.parametrize("trouble", ["fails", "is corrupt", "is late"])
 @pytest.mark.parametrize("threads", [1, 4])
 def test_trouble_ends_it_after_right_frames(trouble, threads, decoded, monkeypatch):
-    path, index, frames = decoded("b_frames.mp4")
+    media, index, frames = decoded("b_frames.mp4")
     monkeypatch.setattr(groups, "THREADS", threads)
     decode, bad = groups.decode, index.pts[20]
 
@@ -143,7 +144,7 @@ def test_trouble_ends_it_after_right_frames(trouble, threads, decoded, monkeypat
         return [Odd if frame.pts == bad else frame for frame in decode(stream, packet)]
 
     monkeypatch.setattr(groups, "decode", spied)
-    given = list(by_groups(path, index, index.groups, np.arange(2, FRAMES, 3)))
+    given = list(by_groups(media, index, index.groups, np.arange(2, FRAMES, 3)))
     # Packets stand before the frames that need them, so that decoding may fail a few frames early.
     assert 4 <= len(given) <= 6
     for frame, expected in zip(given, frames[2::3], strict=False):
@@ -153,22 +154,23 @@ def test_trouble_ends_it_after_right_frames(trouble, threads, decoded, monkeypat
 @pytest.mark.parametrize("fill", [0, 255])
 @pytest.mark.parametrize("name", ["b_frames.mp4", "hevc.mp4"])
 def test_what_is_damaged_is_neither_begun_at_nor_left_out(name, fill, decoded, tmp_path, fed):
-    path, index, frames = decoded(name)
-    content = path.read_bytes()
-    with av.open(str(path)) as container:
+    media, index, frames = decoded(name)
+    content = media.path.read_bytes()
+    with av.open(str(media.path)) as container:
         key, spare = [packet for packet in container.demux(video=0) if packet.size][12:16:3]
 
     def damage(packet):
         (tmp_path / name).write_bytes(content.replace(bytes(packet), bytes([fill]) * packet.size))
-        return tmp_path / name, read_index(tmp_path / name)
+        damaged = media_of(tmp_path / name)
+        return damaged, read_index(damaged)
 
-    path_now, index_now = damage(key)
+    media_now, index_now = damage(key)
     assert key.pts in index.groups.key_pts and key.pts not in index_now.groups.key_pts
-    (first,) = by_groups(path_now, index_now, index_now.groups, np.array([0, 13, 23]))
+    (first,) = by_groups(media_now, index_now, index_now.groups, np.array([0, 13, 23]))
     np.testing.assert_array_equal(first, frames[0])
 
     chosen = np.array([23])
-    for file, whole in ((path, True), (damage(spare)[0], False)):
+    for file, whole in ((media, True), (damage(spare)[0], False)):
         fed.clear()
         assert bool(list(by_groups(file, index, index.groups, chosen))) == whole
         assert (spare.pts in fed) == (not whole)

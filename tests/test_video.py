@@ -172,11 +172,14 @@ def test_a_clock_set_anew_goes_on(tmp_path):
     assert video.frames.shape[1:3] == (64, 96)  # the size of the first
 
 
-def test_first_of_several_streams(tmp_path):
+def test_largest_of_several_streams(tmp_path):
     small = write_video(tmp_path / "small.mp4")
     large = write_video(tmp_path / "large.mp4", size=(192, 128))
-    video = read_video(join_streams(tmp_path / "both.mp4", small, large))
-    assert numbers(video.frames) == [0, 10, 20, 30] and video.frames.shape[1:3] == (64, 96)
+    still = write_video(tmp_path / "still.mp4", size=(384, 256), frames=1)
+    video = read_video(join_streams(tmp_path / "both.mp4", small, still, large))
+    assert numbers(video.frames) == [0, 10, 20, 30] and video.frames.shape[1:3] == (128, 192)
+    assert video.track == "3 of 3: h264 192x128"
+    assert read_video(small).track is None
 
 
 def test_first_frame_is_second_zero(tmp_path):
@@ -427,7 +430,7 @@ def test_what_cannot_be_read(make, reason, tmp_path, capfd):
     ("source", "error", "words"),
     [
         (7, TypeError, "source: got int, wanted a path"),
-        ([picture(1)], TypeError, r"source\[0\]: got ndarray, wanted a PIL image"),
+        (["a.png"], TypeError, r"source\[0\]: got str, wanted"),
         ([], VideoError, "source: got an empty list"),
         (np.zeros((2, 8, 8, 3)), VideoError, r"array: got float64 \(2, 8, 8, 3\), wanted uint8"),
         (np.zeros((8, 8), np.uint8), VideoError, r"array: got uint8 \(8, 8\), wanted"),
@@ -570,7 +573,7 @@ def test_reading_goes_on_where_somebody_has_set_pyavs_log_level():
     freeing it waits for them; without care two of three such runs hang."""
     code = (
         "import av, logging, sys, threading, time\n"
-        "from pathlib import Path\n"
+        "from bvllm_adapters.video.media import media_of\n"
         "from bvllm_adapters.video.packets import read_index\n"
         "av.logging.set_level(av.logging.ERROR)\n"
         "logging.disable(logging.CRITICAL)\n"
@@ -580,6 +583,6 @@ def test_reading_goes_on_where_somebody_has_set_pyavs_log_level():
         "for _ in range(3):\n"
         "    threading.Thread(target=wait, daemon=True).start()\n"
         "for _ in range(300):\n"
-        "    read_index(Path(sys.argv[1]))\n"
+        "    read_index(media_of(sys.argv[1]))\n"
     )
     subprocess.run([sys.executable, "-c", code, str(DEMO_VIDEO)], check=True, timeout=120)

@@ -15,6 +15,7 @@ from bvllm_adapters.seeing.encoded_video import EncodedVideo
 from bvllm_adapters.seeing.features_file import read, write
 from bvllm_adapters.seeing.fingerprint import frames_fingerprint, path_fingerprint
 from bvllm_adapters.seeing.seen_by import differences
+from bvllm_adapters.video import media
 from bvllm_adapters.video.frames import Frames, FrameSource, Indices, SourceChanged, VideoError
 from bvllm_adapters.video.groups_of_frames import in_groups
 from bvllm_adapters.video.read import source_of
@@ -144,7 +145,7 @@ def _found(
         ValueError: for another one.
     """
     path = path_of(where)
-    read = source_of(where if path is None else path, Sampling(**about["reading"]))
+    read = source_of(readable(where), Sampling(**about["reading"]))
     source = in_groups(read, frames_per_look)
     if source.seconds.tolist() != seconds:  # a damaged file tells its times only when decoded
         try:
@@ -160,8 +161,16 @@ def _found(
 
 
 def path_of(video: Any) -> Path | None:
-    """Absolute, as a video may be looked at again from another folder; None: it is in memory."""
-    return Path(video).absolute() if isinstance(video, str | PathLike) else None
+    """Absolute, as a video may be looked at again from another folder; None: it is in memory, or
+    behind a URL."""
+    path = media.path_of(video)
+    return None if path is None else path.absolute()
+
+
+def readable(video: Any) -> Any:
+    """What is to be read: the absolute path in place of another, and all else as it was given."""
+    is_url = isinstance(video, str) and "://" in video
+    return video if is_url or not isinstance(video, str | PathLike) else path_of(video)
 
 
 def _fingerprint(source: FrameSource, path: Path | None) -> str:

@@ -1,18 +1,19 @@
 """Video files: the frames wanted of a file, found by its packets and decoded when asked for.
 
-Where a file's packets say what depends on what, only what is needed is decoded. Wherever that does
-not hold what it promised, and for all other files, all is decoded from the beginning. If even that
-gives other frames than the packets promised, those that come are what there is.
+Where a file's packets say what depends on what, only what is needed is decoded; of other files all
+is, from the beginning. Decoders report every error then. At the first, or where a frame does not
+come as its packet promised, the file is damaged, and what is read of it, from the beginning and
+whatever was asked for, is what a single decoder makes of all of it.
 """
 
 from __future__ import annotations
 
 import functools
-import inspect
-import warnings
 from collections.abc import Iterator
-from pathlib import Path
+from typing import TYPE_CHECKING
 
+from bvllm_adapters.video.container import THREADS, decode, open_video, packets
+from bvllm_adapters.video.damaged import index_by_decoding
 from bvllm_adapters.video.frames import (
     Choose,
     Frames,
@@ -20,111 +21,131 @@ from bvllm_adapters.video.frames import (
     Indices,
     SourceChanged,
     VideoError,
-    VideoWarning,
     check_positions,
+    warn,
 )
 from bvllm_adapters.video.groups import by_groups
-from bvllm_adapters.video.packets import (
-    THREADS,
-    PacketIndex,
-    decode,
-    index_by_decoding,
-    open_video,
-    packets,
-    read_index,
-)
+from bvllm_adapters.video.media import Media
+from bvllm_adapters.video.packets import PacketIndex, read_index, shift
 from bvllm_adapters.video.upright import Upright
 
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
 
-def open_file(path: Path, choose: Choose) -> FrameSource:
+
+def open_file(media: Media, choose: Choose) -> FrameSource:
     """The frames of a video file that `choose` picks.
 
     Raises:
-        VideoError: for a file that is no video, or holds no frames.
+        VideoError: for a file that is no video, holds no frames, or asks for more than `limits`
+            allow.
 
     Warns:
-        VideoWarning: the file is truncated or damaged; also while frames are read.
+        VideoWarning: the file is truncated or damaged, or names colours that do not exist; also
+            while frames are read.
     """
-    index = read_index(path)
-    of = _source_by_decoding if index.pts is None else _source
-    return of(path, index, choose)
-
-
-def _source_by_decoding(path: Path, index: PacketIndex, choose: Choose) -> FrameSource:
-    """Only decoding tells what is there, so do it twice: for the times, and for the frames."""
-    index, lost = index_by_decoding(path, index)
-    if index.truncated or lost:
-        of = f" of {index.declared:.1f}" if index.declared > index.duration else ""
-        _warn(
-            f"{path}: {'truncated' if index.truncated else 'damaged'}: could read "
-            f"{index.duration:.1f}{of} s, {len(index.seconds)} frames"
+    index = read_index(media)
+    if index.untagged:
+        warn(
+            f"{media.name}: names colours that its pictures cannot be converted by; read as if it "
+            "named none"
         )
-    return _source(path, index, choose)
+    of = _source_by_decoding if index.pts is None else _source
+    return of(media, index, choose)
 
 
-def _source(path: Path, index: PacketIndex, choose: Choose) -> FrameSource:
+def _source_by_decoding(media: Media, index: PacketIndex, choose: Choose) -> FrameSource:
+    """Only decoding tells what is there, so do it twice: for the times, and for the frames."""
+    index, damage = index_by_decoding(media, index)
+    if index.truncated or damage:
+        of = f" of {index.declared:.1f}" if index.declared > index.duration else ""
+        warn(
+            f"{media.name}: {'truncated' if index.truncated else 'damaged'}: could read "
+            f"{index.duration:.1f}{of} s, {len(index.seconds)} frames{damage}"
+        )
+    return _source(media, index, choose)
+
+
+def _source(media: Media, index: PacketIndex, choose: Choose) -> FrameSource:
     chosen = choose(index.seconds, index.duration)
 
     @functools.cache  # to decode, and to warn, once
     def changed() -> FrameSource:
-        return _source_by_decoding(path, index, choose)
+        return _source_by_decoding(media, index, choose)
 
     def read(positions: Indices) -> Iterator[Frames]:
         return frames(chosen[check_positions(positions, len(chosen))])
 
     def frames(wanted: Indices) -> Iterator[Frames]:
         given = 0
-        for picture in _decoded(path, index, wanted):
+        for picture in _decoded(media, index, wanted):
             yield picture
             given += 1
         if given < len(wanted):
             if index.pts is None:
-                raise VideoError(f"{path}: decoding it did not give the frames expected")
+                raise VideoError(f"{media.name}: decoding it did not give the frames expected")
             raise SourceChanged(changed())
 
     return FrameSource(
         seconds=index.seconds[chosen],
-        source=str(path),
+        source=media.name,
         is_image=False,
         frame_count=len(index.seconds),
         duration=index.duration,
         read=read,
+        track=index.track,
+        picture_bytes=3 * index.size[0] * index.size[1],
     )
 
 
-def _decoded(path: Path, index: PacketIndex, wanted: Indices) -> Iterator[Frames]:
+def _decoded(media: Media, index: PacketIndex, wanted: Indices) -> Iterator[Frames]:
     """The frames wanted, upright, in the fastest way that gives them; fewer if none does."""
     given = 0
     if index.groups is not None and len(wanted):
-        for picture in by_groups(path, index, index.groups, wanted):
+        for picture in by_groups(media, index, index.groups, wanted):
             yield picture
             given += 1
     if given < len(wanted):
-        yield from _in_order(path, index, wanted[given:])
+        yield from _in_order(media, index, wanted[given:])
 
 
-def _in_order(path: Path, index: PacketIndex, wanted: Indices) -> Iterator[Frames]:
-    """By decoding all from the beginning to the last one wanted."""
-    upright = Upright(index.size, index.turn)
-    left = iter([*wanted.tolist(), -1])
-    next_wanted = next(left)
-    # Where groups did not hold what they promised, or nothing did, the file is damaged: what a
-    # decoder makes of the gaps may depend on how its threads meet.
-    damaged = index.groups is not None or index.pts is None
-    with open_video(path, 1 if damaged else THREADS) as (container, stream):
-        all_packets = packets(container, stream)
-        for i, frame in enumerate(f for one in all_packets for f in decode(stream, one) or ()):
-            if index.pts is not None and (i >= len(index.pts) or index.pts[i] != frame.pts):
+def _in_order(media: Media, index: PacketIndex, wanted: Indices) -> Iterator[Frames]:
+    """By decoding all from the beginning to the last one wanted: strictly, and up to the first
+    frame that is not what its packet promised; or, where none promised anything, by one thread."""
+    upright = Upright(media.name, index.size, index.turn, index.untagged)
+    places = (wanted if index.place is None else index.place[wanted]).tolist()
+    needed, held, turn = set(places), dict[int, Frames](), 0
+    promised = index.pts
+    strict = promised is not None
+    # This generator holds the file itself: to end another one by an exception would leave a circle
+    # of references to the decoder, which a process that is forked then could not free.
+    with open_video(media, THREADS if strict else 1, strict=strict) as (container, stream):
+        for i, frame in enumerate(_frames(media, container, stream, index)):
+            if frame is None or not _is_as_promised(frame, i, promised):
                 return
-            if i == next_wanted:
-                yield upright(frame)
-                if (next_wanted := next(left)) < 0:
-                    return
+            if i in needed:
+                held[i] = upright(frame)  # of a damaged file some wait for their turn
+            while turn < len(places) and places[turn] in held:
+                yield held.pop(places[turn])
+                turn += 1
+            if turn == len(places):
+                return
 
 
-def _warn(words: str) -> None:
-    """As of the line that called this library, however deep in it we are."""
-    package, frame, level = __name__.partition(".")[0], inspect.currentframe(), 1
-    while frame and frame.f_globals.get("__name__", "").startswith(package):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(words, VideoWarning, stacklevel=level)
+def _frames(
+    media: Media, container: InputContainer, stream: VideoStream, index: PacketIndex
+) -> Iterator[VideoFrame | None]:
+    """All that can be decoded; with an index that promises something, None at an error."""
+    for i, packet in enumerate(packets(media, container, stream)):
+        shift(packet, index, i)
+        frames = decode(stream, packet)
+        if frames is None and index.pts is not None:
+            yield None
+        yield from frames or ()
+    yield from decode(stream, None) or ()
+
+
+def _is_as_promised(frame: VideoFrame, i: int, pts: Indices | None) -> bool:
+    return pts is None or (i < len(pts) and pts[i] == frame.pts and not frame.is_corrupt)

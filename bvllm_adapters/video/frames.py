@@ -5,11 +5,16 @@ Axes: T frames, H and W the height and width of the upright picture.
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+
+from bvllm_adapters.video.limits import VideoError as VideoError
+from bvllm_adapters.video.limits import check_memory
 
 Frames = npt.NDArray[np.uint8]
 Times = npt.NDArray[np.float64]
@@ -19,12 +24,16 @@ Choose = Callable[[Times, float], Indices]
 """(T,) times and the duration, in seconds -> indices of the frames to read, ascending."""
 
 
-class VideoError(ValueError):
-    """A source cannot be read; says which and why."""
-
-
 class VideoWarning(UserWarning):
-    """A source was read in part; says how much."""
+    """A source was read in part, or not quite as it says; says how much."""
+
+
+def warn(words: str) -> None:
+    """A VideoWarning, as of the line that called this library, however deep in it we are."""
+    package, frame, level = __name__.partition(".")[0], inspect.currentframe(), 1
+    while frame and frame.f_globals.get("__name__", "").startswith(package):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(words, VideoWarning, stacklevel=level)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,10 +43,12 @@ class Video:
     Args:
         frames: (T, H, W, 3) uint8 RGB, upright.
         seconds: (T,) float64 when each is shown, from the first frame of the source; increasing.
-        source: what was read: a path, "array", "image" or "list of 3 images".
+        source: what was read: a path or URL as it was given, "bytes", "array", "image" or "list of
+            3 images".
         is_image: whether the source is a single still image.
         frame_count: how many frames the source holds.
-        duration: how long the source is, in seconds.
+        duration: how long the source is, in seconds: the last frame stays on screen until then.
+        track: of several video tracks of a file, which was read; None: there is one.
     """
 
     frames: Frames
@@ -46,6 +57,7 @@ class Video:
     is_image: bool
     frame_count: int
     duration: float
+    track: str | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +65,8 @@ class FrameSource:
     """The frames asked for of one source, not read yet.
 
     Args:
-        seconds, source, is_image, frame_count, duration: as in `Video`.
+        seconds, source, is_image, frame_count, duration, track: as in `Video`.
+        picture_bytes: of each frame, as (H, W, 3) uint8; 0: not known before it is read.
         read: called with (N,) positions into `seconds`, ascending and distinct, gives those frames
             one by one: (H, W, 3) uint8 RGB, upright, all of one size. Nothing is open until the
             first is asked for, nor after the last or once the generator is closed. It may be
@@ -67,6 +80,8 @@ class FrameSource:
     frame_count: int
     duration: float
     read: Callable[[Indices], Iterator[Frames]]
+    track: str | None = field(default=None, kw_only=True)
+    picture_bytes: int = field(default=0, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.seconds)
@@ -79,7 +94,13 @@ class FrameSource:
             return (video.frames[i] for i in check_positions(positions, len(video.seconds)))
 
         return cls(
-            video.seconds, video.source, video.is_image, video.frame_count, video.duration, read
+            video.seconds,
+            video.source,
+            video.is_image,
+            video.frame_count,
+            video.duration,
+            read,
+            track=video.track,
         )
 
 
@@ -102,6 +123,7 @@ def load(source: FrameSource, progress: Progress | None = None) -> Video:
         VideoError: for what cannot be read.
     """
     while True:
+        check_memory(source.source, len(source), source.picture_bytes)
         try:
             frames = _stack(source, progress)
         except SourceChanged as changed:
@@ -114,6 +136,7 @@ def load(source: FrameSource, progress: Progress | None = None) -> Video:
                 source.is_image,
                 source.frame_count,
                 source.duration,
+                track=source.track,
             )
 
 
@@ -122,6 +145,7 @@ def _stack(source: FrameSource, progress: Progress | None) -> Frames:
     out = np.empty(0, np.uint8)
     for i, frame in enumerate(source.read(np.arange(count))):
         if i == 0:
+            check_memory(source.source, count, frame.nbytes)
             out = np.empty((count, *frame.shape), np.uint8)
         out[i] = frame
         if progress:

@@ -11,14 +11,15 @@ import contextlib
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bvllm_adapters.video.container import THREADS, decode, open_video
 from bvllm_adapters.video.dependence import dependence
 from bvllm_adapters.video.frames import Frames, Indices
-from bvllm_adapters.video.packets import THREADS, Groups, PacketIndex, decode, open_video
+from bvllm_adapters.video.media import Media
+from bvllm_adapters.video.packets import Groups, PacketIndex
 from bvllm_adapters.video.prefetch import ahead
 from bvllm_adapters.video.upright import Upright
 
@@ -97,18 +98,20 @@ class Plan:
         )
 
 
-def by_groups(path: Path, index: PacketIndex, groups: Groups, chosen: Indices) -> Iterator[Frames]:
+def by_groups(
+    media: Media, index: PacketIndex, groups: Groups, chosen: Indices
+) -> Iterator[Frames]:
     """The chosen frames, upright, one by one; up to the first that does not come as expected."""
     width, height = index.size
     plan = Plan(groups, chosen, frame_bytes=3 * width * height)
     if plan.decoders == 1:
-        yield from _decoded(path, index, map(plan.run, range(len(plan))), THREADS)
+        yield from _decoded(media, index, map(plan.run, range(len(plan))), THREADS)
         return
     with contextlib.ExitStack() as threads:
         made = []
         for i in range(plan.decoders):
             runs = map(plan.run, range(i, len(plan), plan.decoders))
-            frames = _decoded(path, index, runs, 1)
+            frames = _decoded(media, index, runs, 1)
             made.append(threads.enter_context(ahead(frames, plan.depth)))
         for i, count in enumerate(np.diff(plan.cuts).tolist()):
             for _ in range(count):
@@ -118,9 +121,11 @@ def by_groups(path: Path, index: PacketIndex, groups: Groups, chosen: Indices) -
                 yield frame
 
 
-def _decoded(path: Path, index: PacketIndex, runs: Iterable[Run], threads: int) -> Iterator[Frames]:
-    upright = Upright(index.size, index.turn)
-    with open_video(path, threads) as (container, stream):
+def _decoded(
+    media: Media, index: PacketIndex, runs: Iterable[Run], threads: int
+) -> Iterator[Frames]:
+    upright = Upright(media.name, index.size, index.turn, index.untagged)
+    with open_video(media, threads, strict=True) as (container, stream):
         for run in runs:
             left = iter([*run.wanted.tolist(), math.inf])
             wanted = next(left)
@@ -145,7 +150,7 @@ def _needed(
     import av
 
     links, wanted, begun = dependence(container, stream), set(run.wanted.tolist()), False
-    with contextlib.suppress(av.FFmpegError):  # without packets, no frames will come
+    with contextlib.suppress(av.FFmpegError, IndexError):  # without packets, no frames will come
         container.seek(run.seek, stream=stream)
         for packet in container.demux(stream):
             begun = begun or packet.pts == run.begin

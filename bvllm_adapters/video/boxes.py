@@ -1,0 +1,64 @@
+"""The boxes of an mp4 file, which follow one another, each headed by its length and kind.
+
+FFmpeg visits each of them anew whenever the file is opened, which takes minutes where a file
+consists of nothing but empty ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from bvllm_adapters.video.limits import VideoError
+from bvllm_adapters.video.media import Media
+
+FIRST = (b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"free", b"skip", b"wide", b"pnot", b"uuid")
+"""What such a file begins with."""
+HOLDS_BOXES = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"udta")
+"""Once a file, or once a track."""
+EMPTY, MOST_EMPTY = 16, 10_000
+"""Bytes below which a box holds nothing to speak of, and how many such a file may have."""
+
+
+class Boxes:
+    """What is to be known of an mp4 file's boxes.
+
+    Args:
+        is_mp4: whether the file has any. has_index: whether its moov is there.
+        end: where the last one ends, or would end if the file went on.
+
+    Raises:
+        VideoError: it consists of empty ones.
+    """
+
+    def __init__(self, media: Media) -> None:
+        with media.open() as file:
+            self.is_mp4 = file.read(8)[4:] in FIRST
+            self.has_index, self.end = False, 0
+            empty = 0
+            for kind, length, end in _boxes(file, media.size) if self.is_mp4 else ():
+                self.has_index = self.has_index or kind == b"moov"
+                self.end = max(self.end, end)
+                empty += length < EMPTY
+                if empty > MOST_EMPTY:
+                    raise VideoError(
+                        f"{media.name}: damaged: more than {MOST_EMPTY} of its boxes hold nothing"
+                    )
+
+
+def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, length and end of each box, of those within others too."""
+    start = 0
+    while start + 8 <= size:
+        file.seek(start)
+        head = file.read(16)
+        length, kind = int.from_bytes(head[:4], "big"), head[4:8]
+        begins = 16 if length == 1 else 8
+        if length == 1:
+            length = int.from_bytes(head[8:16], "big")
+        elif length == 0:  # up to the end of the file
+            length = size - start
+        if length < begins:
+            return
+        yield kind, length, start + length
+        start += begins if kind in HOLDS_BOXES else length
