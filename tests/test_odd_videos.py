@@ -17,6 +17,7 @@ import av
 import numpy as np
 import pytest
 from media import SIZE, join_streams, numbers, picture, write_video
+from PIL import Image
 
 from bvllm_adapters import VideoError, read_video
 from bvllm_adapters.video import limits
@@ -158,6 +159,17 @@ def test_the_nearest_way_to_lay_a_picture_down(
         assert numbers(video.frames) != UPRIGHT or like == (ONE, 0, 0, ONE)
 
 
+@pytest.mark.parametrize("lying", range(1, 9))
+def test_pictures_of_a_camera_lie_as_their_exif_says(lying: int, tmp_path: Path) -> None:
+    exif, written = Image.Exif(), io.BytesIO()
+    exif[0x0112] = lying
+    Image.fromarray(picture(5)).save(written, "JPEG", quality=95, exif=exif)
+    still = read_video(written.getvalue()).frames[0]  # by Pillow
+    for frame in read_video(2 * written.getvalue(), fps=None).frames:  # motion JPEG
+        assert frame.shape == still.shape
+        assert np.abs(frame.astype(int) - still).mean() < 3
+
+
 @pytest.mark.parametrize("parts", [(1, 6), (2, 6), (3, 3, 3), (6, 1), (6, 2), (30, 5), (5, 30)])
 @pytest.mark.parametrize("b_frames", [0, 3])
 def test_streams_written_behind_one_another(
@@ -250,8 +262,6 @@ def test_frames_left_out(codec: str, tmp_path: Path) -> None:
     ],
 )
 def test_delays_of_a_gif(delays: Any, seconds: list[float], tmp_path: Path) -> None:
-    from PIL import Image
-
     first, *others = (Image.fromarray(picture(i)) for i in range(4))
     first.save(tmp_path / "a.gif", save_all=True, append_images=others, duration=delays)
     video = read_video(tmp_path / "a.gif", fps=None)

@@ -41,6 +41,12 @@ def test_select_frames(tmp_path, monkeypatch):
     assert len(chosen.frames) == len(chosen.seconds) == len(chosen.scores) == 4
 
 
+def test_reading(tmp_path, monkeypatch):
+    video = run(snippet_with("read_video(open("), tmp_path, monkeypatch)["video"]
+    count, *picture = video.frames.shape
+    assert count == len(video.seconds) > 5 and len(picture) == 3 and video.track is None
+
+
 def snippet_with(text):
     (found,) = [snippet for snippet in SNIPPETS if text in snippet]
     return found
@@ -92,7 +98,7 @@ def test_the_table_of_families_is_what_is_tested(monkeypatch):
 
 
 def test_every_snippet_has_its_test():
-    assert len(SNIPPETS) == 7
+    assert len(SNIPPETS) == 8
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\((?!http)([^)]+)\)", README))

@@ -214,7 +214,7 @@ def test_saving_does_not_unwrap_the_live_model(model: Any, tmp_path: Path) -> No
     stop = threading.Event()
 
     def watch() -> None:
-        while not stop.is_set():
+        while not stop.wait(1e-4):  # without a pause it would leave no time for saving
             seen.add((type(model), getattr(model, "balanced_tokenizer", None)))
 
     thread = threading.Thread(target=watch)

@@ -94,7 +94,7 @@ def read_index(media: Media) -> PacketIndex:
     """
     boxes = Boxes(media)
     with open_video(media, 1) as (container, stream):
-        stamps, first = _read(media, container, stream)
+        stamps, first, coded = _read(media, container, stream)
         declared = (container.duration or 0) / 1e6
         tick, step = float(stream.time_base or 1), step_of(stream)
         sound_end = _sound_end(container)
@@ -123,7 +123,7 @@ def read_index(media: Media) -> PacketIndex:
         declared=declared,
         truncated=truncated,
         size=(first.width, first.height),
-        turn=turn_of(first),
+        turn=turn_of(first, coded),
         untagged=not can_convert(first),
         track=track,
         timed=times.timed,
@@ -133,17 +133,19 @@ def read_index(media: Media) -> PacketIndex:
 
 def _read(
     media: Media, container: InputContainer, stream: VideoStream
-) -> tuple[Stamps, VideoFrame | None]:
-    """What all packets say, and the first frame."""
+) -> tuple[Stamps, VideoFrame | None, bytes]:
+    """What all packets say, the first frame, and the packet that it came of, if it is its own."""
     # An hour has 100,000 packets, of which objects would take ten times the memory.
     pts, dts, lengths = array("q"), array("q"), array("q")
     key, begins, hidden = bytearray(), bytearray(), bytearray()
     corrupt = partial = False
     first: VideoFrame | None = None
+    coded = b""
     links = dependence(container, stream)
     for packet in packets(media, container, stream):
         if first is None:
             first = next(iter(decode(stream, packet) or ()), None)
+            coded = bytes(packet)
         key.append(packet.is_keyframe)
         begins.append(packet.is_keyframe and links is not None and links.begins(packet))
         hidden.append(packet.is_discard)
@@ -164,7 +166,7 @@ def _read(
         corrupt=corrupt,
         partial=partial,
     )
-    return stamps, first
+    return stamps, first, coded
 
 
 def _groups(stamps: Stamps, times: Timing) -> Groups | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from bvllm_adapters.video.frames import Frames, Indices, VideoError
 
@@ -17,30 +19,52 @@ if TYPE_CHECKING:
 UNSPECIFIED = 2  # in the standards' numbers of matrices, primaries and transfer functions
 
 
-def turn_of(frame: VideoFrame) -> Indices | None:
+def turn_of(frame: VideoFrame, coded: bytes = b"") -> Indices | None:
     """(2, 2) [[a, b], [c, d]] by which pixel (x, y) is shown at (a x + c y, b x + d y); None: as
     it is stored.
+
+    Args:
+        coded: what the frame was decoded from.
 
     Of the eight ways to lay a picture down it is the one that a file's matrix is nearest to: files
     have it rounded, scaled, or all of zeros.
     """
-    matrix = _matrix(frame)
+    matrix = _matrix(frame, coded)
     if matrix is None or not matrix.any():
         return None
     nearest = max(_WAYS, key=lambda way: float((way * matrix).sum()))
     return None if (nearest == np.eye(2)).all() else nearest
 
 
-_SIGNS = ((1, 1), (-1, -1), (1, -1), (-1, 1))
-_WAYS = [np.diag(signs) for signs in _SIGNS] + [np.diag(signs)[::-1] for signs in _SIGNS]
+_WAYS = [
+    np.array(way)
+    for way in (
+        ((1, 0), (0, 1)), ((-1, 0), (0, 1)), ((-1, 0), (0, -1)), ((1, 0), (0, -1)),
+        ((0, 1), (1, 0)), ((0, 1), (-1, 0)), ((0, -1), (-1, 0)), ((0, -1), (1, 0)),
+    )
+]  # fmt: skip
+"""In the order in which Exif numbers them, from 1."""
 
 
-def _matrix(frame: VideoFrame) -> npt.NDArray[np.float64] | None:
+def lying(jpeg: bytes) -> int:
+    """What its Exif says of how a picture lies, from 1 to 8; 1, upright, if it does not say."""
+    try:
+        with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as image:
+            told = int(image.getexif().get(0x0112, 1))
+    except Exception:  # of a damaged head
+        return 1
+    return told if 1 <= told <= len(_WAYS) else 1
+
+
+def _matrix(frame: VideoFrame, coded: bytes) -> npt.NDArray[np.float64] | None:
     """(2, 2) of a frame's display matrix."""
     try:
         data = cast("bytes | None", frame.side_data.get("DISPLAYMATRIX"))
     except ValueError:
-        # PyAV knows no name for something else that comes with the frame. It still tells the angle.
+        # PyAV knows no name for something else that comes with the frame, such as its Exif. It
+        # still tells the angle, but not whether the picture is mirrored.
+        if coded.startswith(b"\xff\xd8"):
+            return _WAYS[lying(coded) - 1].astype(np.float64)
         angle = np.deg2rad(frame.rotation)
         return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     if data is None:
