@@ -548,6 +548,32 @@ def test_a_closed_file(clip: Path) -> None:
         read_video(file)
 
 
+class Cut(io.BytesIO):
+    """A line that is cut after so many bytes."""
+
+    left = 10_000
+
+    def read(self, *size: Any) -> bytes:
+        data = super().read(*size)
+        self.left -= len(data)
+        if self.left < 0:
+            raise ConnectionError("the line is cut")
+        return data
+
+
+def test_what_stops_being_readable(clip: Path) -> None:
+    with pytest.raises(VideoError, match=r"Cut: cannot be read .the line is cut"):
+        read_video(Cut(clip.read_bytes() + bytes(50_000)))
+    with clip.open("rb") as file:
+        source = open_source(file)
+    with pytest.raises(VideoError, match=r"clip\.mp4: cannot be read .*closed file"):
+        list(source.read(np.arange(4)))
+    source = open_source(clip)
+    clip.unlink()
+    with pytest.raises(VideoError, match=r"clip\.mp4: cannot be read .*No such file"):
+        list(source.read(np.arange(4)))
+
+
 def test_urls_without_fsspec(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 

@@ -49,7 +49,7 @@ LENGTHLESS = "decord cannot read it (["  # of a file whose head tells no length
 OF_BOTH = {
     "h264.ts": STREAMS, "ts_called.mp4": STREAMS, "mpeg2.mpg": STREAMS, "mirrored.mp4": MIRRORED,
     "open_groups.mp4": FALSE_KEYS, "open.mp4": FALSE_KEYS, "refreshed.mp4": FALSE_KEYS,
-    "b_frames.avi": AVI, "bare.h264": TIMELESS,
+    "b_frames.avi": AVI, "bare.h264": TIMELESS, "b_frames.ts": STREAMS, "open.ts": STREAMS,
 }  # fmt: skip
 REFUSED_KINDS = {
     "torchcodec": OF_BOTH,
@@ -187,7 +187,7 @@ def test_files_that_are_elsewhere(reader, clip):
         opened.append(io.BytesIO(data))
         return opened[-1]
 
-    media = replace(media_of(data), open=open_one)
+    media = replace(media_of(data), opener=open_one)
     source = open_by(reader, media, every)
     assert numbers(load(source).frames) == list(range(40))
     assert all(file.closed for file in opened)

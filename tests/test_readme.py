@@ -42,7 +42,7 @@ def test_select_frames(tmp_path, monkeypatch):
 
 
 def test_reading(tmp_path, monkeypatch):
-    video = run(snippet_with("read_video(open("), tmp_path, monkeypatch)["video"]
+    video = run(snippet_with("video.track"), tmp_path, monkeypatch)["video"]
     count, *picture = video.frames.shape
     assert count == len(video.seconds) > 5 and len(picture) == 3 and video.track is None
 

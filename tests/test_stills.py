@@ -299,7 +299,8 @@ def test_heic_by_pillow_heif(tmp_path: Path) -> None:
     still = heif.from_pillow(image(77, large))
     still.save(tmp_path / "one.heic")
     still.save(tmp_path / "tiled.jpg", tile_size=128)
-    assert b"grid" in (tmp_path / "tiled.jpg").read_bytes()
+    if heif.__version__.split(".") >= ["1", "8"]:  # older ones write no tiles
+        assert b"grid" in (tmp_path / "tiled.jpg").read_bytes()
     for path in tmp_path.iterdir():
         video = read_video(path)
         assert video.is_image and video.frames.shape == (1, 192, 256, 3)

@@ -54,7 +54,7 @@ KINDS = {
     "av1.mp4": ({"codec": "libsvtav1"}, GROUPS),
     "av1.mkv": ({"codec": "libsvtav1"}, GROUPS),
     "vp8.webm": ({"codec": "libvpx"}, IN_ORDER),
-    "h264.ts": ({"options": B_FRAMES}, IN_ORDER),
+    "h264.ts": ({"options": B_FRAMES}, GROUPS),
     "mpeg4.avi": ({"codec": "mpeg4"}, IN_ORDER),
     "b_frames.avi": ({"options": B_FRAMES}, IN_ORDER),
     "mpeg2.mpg": ({"codec": "mpeg2video", "fps": 25}, IN_ORDER),
@@ -62,7 +62,7 @@ KINDS = {
     "bare.h264": ({"fps": 25}, IN_ORDER),
     "moving.gif": ({"codec": "gif", "pixels": "rgb8"}, IN_ORDER),
     "moving.png": ({"codec": "apng", "pixels": "rgb24", "format": "apng"}, IN_ORDER),
-    "ts_called.mp4": ({"format": "mpegts"}, IN_ORDER),
+    "ts_called.mp4": ({"format": "mpegts"}, GROUPS),
     "one_frame.mp4": ({"frames": 1}, GROUPS),
 }
 
@@ -147,7 +147,7 @@ def test_what_is_decoded(name, media, decoded_in_order):
 # It decodes these with groups too, but has them lying, gives frames of other groups, or none.
 WRONG_IN_DECORD = {
     "live.mkv", "turned90.mkv", "turned180.mkv", "mirrored.mp4", "open_groups.mp4", "hevc.mp4",
-    "cut.mp4", "cut_b_frames.mp4", "ten_bit.mp4", "av1.mp4", "av1.mkv",
+    "cut.mp4", "cut_b_frames.mp4", "ten_bit.mp4", "av1.mp4", "av1.mkv", "h264.ts", "ts_called.mp4",
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from bvllm_adapters.video.limits import VideoError
-from bvllm_adapters.video.media import Media
+from bvllm_adapters.video.media import Media, readable
 
 FIRST = (b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"free", b"skip", b"wide", b"pnot", b"uuid")
 """What such a file begins with."""
@@ -32,7 +32,7 @@ class Boxes:
     """
 
     def __init__(self, media: Media) -> None:
-        with media.open() as file:
+        with readable(media.name), media.open() as file:
             self.is_mp4 = file.read(8)[4:] in FIRST
             self.has_index, self.end = False, 0
             empty = 0

@@ -8,13 +8,13 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 from bvllm_adapters.video import limits
 from bvllm_adapters.video.boxes import Boxes
 from bvllm_adapters.video.kinds import is_motion_jpeg
 from bvllm_adapters.video.limits import VideoError
-from bvllm_adapters.video.media import Media
+from bvllm_adapters.video.media import Media, readable
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -24,12 +24,10 @@ if TYPE_CHECKING:
 
     AnyPacket = Packet[VideoStream]
 
-THREADS = min(4, os.cpu_count() or 1)  # to decode with; more would crowd DataLoader workers
+THREADS = min(4, os.cpu_count() or 1)  # decoders at a time; more would crowd DataLoader workers
 STRICT = {"err_detect": "explode"}
 """For a decoder that is to report what it would else conceal: what it makes up for what is missing
 may depend on where decoding began, and on how its threads meet."""
-BY_ONE_THREAD = ("mpeg1video", "mpeg2video", "mpeg4", "h263", "msmpeg4", "wmv", "flv1", "rv", "vc1")
-"""How codecs begin whose decoders, with several threads, do not always notice what they conceal."""
 STILLS = ("mjpeg", "png", "bmp", "gif", "webp", "tiff")
 """Codecs of covers, where a file has others too."""
 READ_BYTES = 2**18  # at a time
@@ -37,9 +35,10 @@ READ_BYTES = 2**18  # at a time
 
 @contextlib.contextmanager
 def open_video(
-    media: Media, threads: int = THREADS, *, strict: bool = False
+    media: Media, *, strict: bool = False
 ) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """A file and the video track of it that is shown, to be decoded by as many threads.
+    """A file and the video track of it that is shown, to be decoded by one thread: of several,
+    what a decoder conceals depends on how they meet, and it does not always notice.
 
     Raises:
         VideoError: for what is no video, has no track that can be decoded, or pictures larger
@@ -52,7 +51,7 @@ def open_video(
             # FFmpeg does not know all of these by itself.
             known = "mjpeg" if is_motion_jpeg(file) else None
             file.seek(0)
-            container = av.open(_Nameless(file), format=known, **_alone(av.__version__))
+            container = av.open(_Nameless(file, media.name), format=known, **_alone(av.__version__))
         # FFmpeg's errors, the file's own, and what PyAV makes of names in a damaged head.
         except Exception as error:
             if isinstance(error, VideoError):
@@ -71,8 +70,7 @@ def open_video(
             stream = shown_track(media, container)
             context = stream.codec_context
             limits.check_picture(media.name, context.width, context.height)
-            one = context.codec.canonical_name.startswith(BY_ONE_THREAD)
-            stream.thread_type, stream.thread_count = "AUTO", 1 if one else threads
+            stream.thread_count = 1
             context.options = {"max_pixels": str(limits.MAX_PIXELS), **(STRICT if strict else {})}
             try:
                 yield container, stream
@@ -123,8 +121,16 @@ def track_name(container: InputContainer, stream: VideoStream) -> str | None:
 class _Nameless:
     """A file to FFmpeg, which would take names for patterns, and endings for contents."""
 
-    def __init__(self, file: Any) -> None:
-        self.read, self.seek, self.tell = file.read, file.seek, file.tell
+    def __init__(self, file: BinaryIO, name: str) -> None:
+        self._file, self._name, self.tell = file, name, file.tell
+
+    def read(self, size: int) -> bytes:
+        with readable(self._name):
+            return self._file.read(size)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        with readable(self._name):
+            return self._file.seek(offset, whence)
 
 
 def _alone(version: str) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def index_by_decoding(media: Media, index: PacketIndex) -> tuple[PacketIndex, Da
     times, corrupt = array("d"), bytearray()
     faulty = count = 0
     length = 0.0
-    with open_video(media, 1) as plain, open_video(media, 1, strict=True) as strict:
+    with open_video(media) as plain, open_video(media, strict=True) as strict:
         container, stream = plain
         step, tick = step_of(stream), float(stream.time_base or 1)
         by_dts = container.format.name in DECODING_TIMES

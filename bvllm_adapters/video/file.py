@@ -12,7 +12,7 @@ import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from bvllm_adapters.video.container import THREADS, decode, open_video, packets
+from bvllm_adapters.video.container import decode, open_video, packets
 from bvllm_adapters.video.damaged import index_by_decoding
 from bvllm_adapters.video.frames import (
     Choose,
@@ -121,7 +121,7 @@ def _in_order(media: Media, index: PacketIndex, wanted: Indices) -> Iterator[Fra
     strict = promised is not None
     # This generator holds the file itself: to end another one by an exception would leave a circle
     # of references to the decoder, which a process that is forked then could not free.
-    with open_video(media, THREADS if strict else 1, strict=strict) as (container, stream):
+    with open_video(media, strict=strict) as (container, stream):
         for i, frame in enumerate(_frames(media, container, stream, index)):
             if frame is None or not _is_as_promised(frame, i, promised):
                 return

@@ -28,10 +28,11 @@ if TYPE_CHECKING:
     from av.packet import Packet
     from av.video.stream import VideoStream
 
-AHEAD_FRAMES, AHEAD_BYTES = 8, 2**27
+AHEAD_FRAMES, AHEAD_BYTES = 64, 2**27
 """Of frames that wait to be taken: at most so many of each decoder, and so many bytes of all."""
-RUN_FRAMES = 1024
-"""Of several groups in one run, so that what is to be known of a run stays little."""
+RUN_FRAMES = 8
+"""Of several groups in one run: fewer, and decoders would seek for each; more, and one would stand
+still until the others have had their turn."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,20 +43,21 @@ class Run:
         wanted: (N,) when they are shown, ascending. begin: when the key frame is that decoding
             begins with. seek: when that is decoded. end: when the frame of the last packet
             needed is shown. All in ticks.
+        place: of the key frame's packet in the file.
     """
 
     wanted: Indices
     begin: int
     seek: int
     end: int
+    place: int
 
 
 class Plan:
     """How to decode the chosen frames: in which runs, by how many decoders side by side.
 
-    Decoders of one thread each, on groups of their own, wait for nothing, while the threads of
-    one decoder wait for each other's frames. But a decoder that may be no more than `depth` frames
-    ahead stands still with a group of many until its turn comes: then one has all threads.
+    Decoders have one thread each, on groups of their own. The threads of one decoder would wait
+    for each other's frames, and do not always notice what they conceal.
 
     Args:
         groups: of the file. chosen: (N,) indices of its frames, ascending.
@@ -68,9 +70,8 @@ class Plan:
         self.group = np.searchsorted(groups.key_pts, self.pts, side="right") - 1
         self.depth = min(AHEAD_FRAMES, max(1, AHEAD_BYTES // (THREADS * frame_bytes)))
         firsts = np.flatnonzero(np.diff(self.group, prepend=-1))  # frame wanted of each group
-        side_by_side = len(chosen) <= 2 * self.depth * len(firsts)
-        self.cuts = self._cuts(firsts, self.depth if side_by_side else RUN_FRAMES)
-        self.decoders = min(THREADS, len(self)) if side_by_side else 1
+        self.cuts = self._cuts(firsts, min(self.depth, RUN_FRAMES))
+        self.decoders = min(THREADS, len(self))
 
     def _cuts(self, firsts: Indices, most: int) -> Indices:
         """(R + 1,) where runs begin and end, as positions in `chosen`. Groups with nothing to
@@ -95,6 +96,7 @@ class Plan:
             begin=int(self.groups.key_pts[group]),
             seek=int(self.groups.key_dts[group]),
             end=int(self.pts[wanted.start + np.argmax(self.packet[wanted])]),
+            place=int(self.groups.key_packet[group]),
         )
 
 
@@ -105,13 +107,13 @@ def by_groups(
     width, height = index.size
     plan = Plan(groups, chosen, frame_bytes=3 * width * height)
     if plan.decoders == 1:
-        yield from _decoded(media, index, map(plan.run, range(len(plan))), THREADS)
+        yield from _decoded(media, index, groups, map(plan.run, range(len(plan))))
         return
     with contextlib.ExitStack() as threads:
         made = []
         for i in range(plan.decoders):
             runs = map(plan.run, range(i, len(plan), plan.decoders))
-            frames = _decoded(media, index, runs, 1)
+            frames = _decoded(media, index, groups, runs)
             made.append(threads.enter_context(ahead(frames, plan.depth)))
         for i, count in enumerate(np.diff(plan.cuts).tolist()):
             for _ in range(count):
@@ -122,14 +124,14 @@ def by_groups(
 
 
 def _decoded(
-    media: Media, index: PacketIndex, runs: Iterable[Run], threads: int
+    media: Media, index: PacketIndex, groups: Groups, runs: Iterable[Run]
 ) -> Iterator[Frames]:
     upright = Upright(media.name, index.size, index.turn, index.untagged)
-    with open_video(media, threads, strict=True) as (container, stream):
+    with open_video(media, strict=True) as (container, stream):
         for run in runs:
             left = iter([*run.wanted.tolist(), math.inf])
             wanted = next(left)
-            for packet in _needed(container, stream, run):
+            for packet in _needed(container, stream, groups, run):
                 frames = decode(stream, packet)
                 if frames is None:
                     return
@@ -144,20 +146,25 @@ def _decoded(
 
 
 def _needed(
-    container: InputContainer, stream: VideoStream, run: Run
+    container: InputContainer, stream: VideoStream, groups: Groups, run: Run
 ) -> Iterator[Packet[VideoStream] | None]:
-    """The packets of a run; then None, for which a decoder gives the frames that it holds back."""
+    """The packets of a run; then None, for which a decoder gives the frames that it holds back.
+    Of a damaged file another place may be found, or other times than were told from the beginning:
+    then no more come."""
     import av
 
-    links, wanted, begun = dependence(container, stream), set(run.wanted.tolist()), False
+    links, wanted, place = dependence(container, stream), set(run.wanted.tolist()), -1
     with contextlib.suppress(av.FFmpegError, IndexError):  # without packets, no frames will come
         container.seek(run.seek, stream=stream)
         for packet in container.demux(stream):
-            begun = begun or packet.pts == run.begin
-            # Frames shown before the key frame may depend on what was before it.
-            if begun and packet.pts is not None and packet.pts >= run.begin:
-                if packet.pts in wanted or links is None or not links.is_spare(packet):
-                    yield packet
-                if packet.pts == run.end:
+            if packet.size and (place >= 0 or packet.pts == run.begin):
+                place = run.place if place < 0 else place + 1
+                if packet.pts is None or packet.pts != groups.packet_pts[place]:
                     break
+                # Frames shown before the key frame may depend on what was before it.
+                if packet.pts >= run.begin:
+                    if packet.pts in wanted or links is None or not links.is_spare(packet):
+                        yield packet
+                    if packet.pts == run.end:
+                        break
     yield None

@@ -5,10 +5,11 @@ Each is opened anew for whoever reads it, so that several decoders may read side
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -27,14 +28,31 @@ class Media:
     Args:
         name: as the caller gave it; errors and `Video.source` say it.
         size: in bytes.
-        open: gives a new seekable binary file at its beginning, for the caller to close.
+        opener: gives a new seekable binary file at its beginning, for the caller to close.
         path: where it is on this disk; None: elsewhere.
     """
 
     name: str
     size: int
-    open: Callable[[], BinaryIO]
+    opener: Callable[[], BinaryIO]
     path: Path | None = None
+
+    def open(self) -> BinaryIO:
+        """A new file at its beginning; VideoError if it is there no more."""
+        with readable(self.name):
+            return self.opener()
+
+
+@contextlib.contextmanager
+def readable(name: str) -> Iterator[None]:
+    """Whatever a file system has against reading becomes a VideoError: each has its own kinds."""
+    try:
+        yield
+    except VideoError:
+        raise
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise VideoError(f"{name}: cannot be read ({reason})") from error
 
 
 def media_of(source: object) -> Media | None:
@@ -70,7 +88,7 @@ def path_of(source: object) -> Path | None:
 
 def _file(path: Path, name: str | bytes) -> Media | None:
     told = os.fsdecode(name)
-    try:
+    with readable(told):
         if path.is_dir():
             return None
         if not path.exists():
@@ -78,10 +96,6 @@ def _file(path: Path, name: str | bytes) -> Media | None:
         if not path.is_file():
             raise VideoError(f"{told}: not a file")
         size = path.stat().st_size
-    except (OSError, ValueError) as error:
-        if isinstance(error, VideoError):
-            raise
-        raise VideoError(f"{told}: cannot be read ({error})") from error
     # An absolute path, as the working directory may become another.
     absolute = path.absolute()
     return _not_empty(Media(told, size, lambda: absolute.open("rb"), path))
@@ -103,13 +117,8 @@ def _url(url: str) -> Media:
 
 def _fsspec(name: str, system: Any, path: str) -> Media:
     def opened() -> BinaryIO:
-        try:
+        with readable(name):
             return cast(BinaryIO, system.open(path, "rb"))
-        # Each file system has errors of its own kind.
-        except Exception as error:
-            raise VideoError(
-                f"{name}: cannot be read ({str(error) or type(error).__name__})"
-            ) from error
 
     with opened() as file, opened() as another:
         if file is another:  # as of files in memory, which then have one place for all who read

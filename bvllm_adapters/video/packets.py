@@ -40,6 +40,7 @@ class Groups:
         frame_pts, frame_packet: (T,) when each frame is shown, increasing, and its place.
         key_pts, key_dts, key_packet: (G,) when each key frame is shown, increasing, when it is
             decoded, and its place.
+        packet_pts: (P,) when the frame of each packet of the file is shown, in its order.
     """
 
     frame_pts: Indices
@@ -47,6 +48,7 @@ class Groups:
     key_pts: Indices
     key_dts: Indices
     key_packet: Indices
+    packet_pts: Indices
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +95,7 @@ def read_index(media: Media) -> PacketIndex:
         VideoError: for a file that is no video, or holds no frames.
     """
     boxes = Boxes(media)
-    with open_video(media, 1) as (container, stream):
+    with open_video(media) as (container, stream):
         stamps, first, coded = _read(media, container, stream)
         declared = (container.duration or 0) / 1e6
         tick, step = float(stream.time_base or 1), step_of(stream)
@@ -180,7 +182,7 @@ def _groups(stamps: Stamps, times: Timing) -> Groups | None:
         return None
     key_pts = stamps.pts[keys]
     key_dts = np.where(stamps.dts[keys] == UNKNOWN, key_pts, stamps.dts[keys])
-    return Groups(times.shown, times.order, key_pts, key_dts, keys)
+    return Groups(times.shown, times.order, key_pts, key_dts, keys, stamps.pts)
 
 
 def shift(packet: AnyPacket, index: PacketIndex, i: int) -> None:

@@ -30,7 +30,7 @@ from bvllm_adapters.video.frames import (
     check_positions,
 )
 from bvllm_adapters.video.kinds import LIFTED, is_video, open_still
-from bvllm_adapters.video.media import Media
+from bvllm_adapters.video.media import Media, readable
 
 IMAGE_SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif",
@@ -276,17 +276,13 @@ def _picture(opened: Callable[[], BinaryIO], name: str) -> Frames:
 def told(name: str) -> Iterator[None]:
     """Whatever anybody has against a source becomes a VideoError that names it. What Pillow raises
     for damaged files is of all kinds."""
-    try:
-        yield
-    except VideoError:
-        raise
-    except UnidentifiedImageError as error:
-        raise VideoError(f"{name}: cannot be read (no image that Pillow knows)") from error
-    except Image.DecompressionBombError as error:
-        raise VideoError(f"{name}: cannot be read ({error} {LIFTED})") from error
-    except Exception as error:
-        reason = str(error) or type(error).__name__
-        raise VideoError(f"{name}: cannot be read ({reason})") from error
+    with readable(name):
+        try:
+            yield
+        except UnidentifiedImageError as error:
+            raise VideoError(f"{name}: cannot be read (no image that Pillow knows)") from error
+        except Image.DecompressionBombError as error:
+            raise VideoError(f"{name}: cannot be read ({error} {LIFTED})") from error
 
 
 def rgb(image: Image.Image, name: str, lock: AbstractContextManager[Any] | None = None) -> Frames:

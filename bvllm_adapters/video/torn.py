@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from bvllm_adapters.video.boxes import Boxes
-from bvllm_adapters.video.media import Media
+from bvllm_adapters.video.media import Media, readable
 
 
 def is_torn(media: Media, format_name: str, boxes: Boxes) -> bool:
     if format_name.startswith("mov,"):
         return boxes.end > media.size
-    with media.open() as file:
+    with readable(media.name), media.open() as file:
         if format_name.startswith("matroska,"):
             return _segment_end(file.read(4096)) > media.size
         if format_name == "mpegts":

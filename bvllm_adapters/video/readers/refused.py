@@ -104,7 +104,7 @@ def look(media: Media) -> Looked:
     index = read_index(media)
     pts, keys = array("q"), array("q")
     hidden = false_keys = False
-    with open_video(media, 1) as (container, stream):
+    with open_video(media) as (container, stream):
         links = dependence(container, stream)
         for place, packet in enumerate(packets(media, container, stream)):
             pts.append(UNKNOWN if packet.pts is None else packet.pts)
