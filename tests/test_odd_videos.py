@@ -9,6 +9,7 @@ import io
 import struct
 import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from bvllm_adapters import VideoError, read_video
 from bvllm_adapters.video import limits
 from bvllm_adapters.video.clock import UNKNOWN, shifts_of
 from bvllm_adapters.video.frames import VideoWarning
+from bvllm_adapters.video.media import media_of
+from bvllm_adapters.video.packets import read_index
 from bvllm_adapters.video.read import open_source
 from bvllm_adapters.video.sampling import Sampling
 
@@ -119,6 +122,11 @@ def test_a_damaged_file_is_the_same_every_time(name: str) -> None:
         assert video.seconds.tolist() == first.seconds[chosen].tolist()
         at = [first.seconds.tolist().index(second) for second in video.seconds.tolist()]
         np.testing.assert_array_equal(video.frames, first.frames[at])
+
+
+def test_what_a_decoder_made_up_is_left_out() -> None:
+    with pytest.warns(VideoWarning, match="51 frames; 1 of 52 pictures"):
+        assert read_video(CASES / "made_up.mkv", fps=None).frame_count == 51
 
 
 def test_a_head_that_tells_no_codec() -> None:
@@ -450,6 +458,15 @@ def test_small_files_of_much(make: Callable[[bytes], bytes], words: str, tmp_pat
         with pytest.raises(VideoError) as caught:
             read_video(source)
         assert str(caught.value).startswith(f"{name}: ") and words in str(caught.value)
+
+
+def test_an_index_of_more_than_the_file_holds(tmp_path: Path) -> None:
+    whole = media_of(write_video(tmp_path / "a.mp4"))
+    assert whole is not None
+    with pytest.raises(
+        VideoError, match=r"a\.mp4: damaged: it lists more pictures than its 9 bytes"
+    ):
+        read_index(replace(whole, size=9))
 
 
 def test_more_than_is_held_at_once_is_refused_before_it_is_read(

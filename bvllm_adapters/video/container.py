@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from bvllm_adapters.video import limits
 from bvllm_adapters.video.boxes import Boxes
@@ -72,13 +72,7 @@ def open_video(
             limits.check_picture(media.name, context.width, context.height)
             stream.thread_count = 1
             context.options = {"max_pixels": str(limits.MAX_PIXELS), **(STRICT if strict else {})}
-            try:
-                yield container, stream
-            finally:
-                # Ends what the decoder's threads are at. PyAV frees a decoder without letting go
-                # of Python's lock, for which a thread that logs waits, as it does where somebody,
-                # such as torchvision, has set PyAV's log level: then none would ever go on.
-                context.flush_buffers()
+            yield container, stream
 
 
 def shown_track(media: Media, container: InputContainer) -> VideoStream:
@@ -135,12 +129,7 @@ class _Nameless:
 
 def _alone(version: str) -> dict[str, Any]:
     """For av.open: no playlist or description within the file opens anything else."""
-
-    def refuse(url: str, *_: object) -> NoReturn:
-        raise PermissionError(f"a video opens no other file, got {url}")
-
     settings: dict[str, Any] = {
-        "io_open": refuse,
         "container_options": {"protocol_whitelist": "none"},
         "buffer_size": READ_BYTES,
     }
