@@ -129,6 +129,18 @@ def test_what_a_decoder_made_up_is_left_out() -> None:
         assert read_video(CASES / "made_up.mkv", fps=None).frame_count == 51
 
 
+def test_what_a_decoder_conceals_is_told(tmp_path: Path) -> None:
+    """Of motion JPEG it says so only if it is asked to report everything."""
+    path = write_video(tmp_path / "a.avi", codec="mjpeg", pixels="yuvj420p", frames=5)
+    with av.open(str(path)) as container:
+        coded = bytes([*container.demux(video=0)][2])
+    middle = len(coded) // 2
+    harmed = coded[:middle] + bytes(20) + coded[middle + 20 :]
+    path.write_bytes(path.read_bytes().replace(coded, harmed))
+    with pytest.warns(VideoWarning, match="5 frames; 1 of 5 pictures have errors"):
+        assert len(read_video(path, fps=None).frames) == 5
+
+
 def test_a_head_that_tells_no_codec() -> None:
     with pytest.raises(VideoError, match=r"media_h264_b_026_flip_mid\.mp4: no decoder"):
         read_video(CASES / "media_h264_b_026_flip_mid.mp4")
