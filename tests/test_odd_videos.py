@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import struct
 import warnings
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from fractions import Fraction
@@ -470,6 +471,28 @@ def test_small_files_of_much(make: Callable[[bytes], bytes], words: str, tmp_pat
         with pytest.raises(VideoError) as caught:
             read_video(source)
         assert str(caught.value).startswith(f"{name}: ") and words in str(caught.value)
+
+
+def test_images_of_nothing_but_pieces() -> None:
+    """Megabytes of pieces that hold nothing, which Pillow would read one by one."""
+    written: dict[str, bytes] = {}
+    for kind in ("JPEG", "PNG", "GIF"):
+        file = io.BytesIO()
+        Image.fromarray(picture(1)).save(file, kind)
+        written[kind] = file.getvalue()
+    jpeg, png, gif = written.values()
+    chunk = struct.pack(">I4sI", 0, b"teSt", zlib.crc32(b"teSt"))
+    begins = gif.index(b"\x2c")
+    for image, place, piece in (
+        (jpeg, 2, b"\xff\xfe\0\2"),  # comments
+        (jpeg, 2, b"\xff"),
+        (png, 33, chunk),
+        (gif, begins, b"\x21\xfe\0"),
+    ):
+        few, many = (image[:place] + n * piece + image[place:] for n in (1000, 10**6))
+        assert numbers(read_video(few).frames) == [1]
+        with pytest.raises(VideoError, match=r"bytes: .*pieces that hold next to nothing"):
+            read_video(many)
 
 
 def test_an_index_of_more_than_the_file_holds(tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import importlib
 import io
 import itertools
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from PIL import Image, UnidentifiedImageError
 
@@ -31,7 +32,9 @@ DERIVED = {b"grid", b"iovl", b"iden"}  # pictures that are made of others
 META_BYTES = 2**22
 BOXES = 1000
 
-JPEG_BYTES = 2**26  # of one picture; who writes larger ones writes no video
+LEAST_READS, BYTES_PER_READ = 20_000, {"": 1024, "GIF": 64}
+"""Of images: pieces of a PNG have 8 KiB and more, those of a GIF 255 bytes, read in two."""
+JPEG_BYTES, JPEG_SEGMENTS = 2**26, 10_000  # of one picture; who writes more writes no video
 PADDING_BYTES = 2**16
 JPEG_BEGIN = re.compile(rb"[\0\xff]*\xff\xd8(?=\xff)")
 JPEG_MARKER = re.compile(rb"\xff[^\0\xd0-\xd7\xff]")  # but for what stands within coded pixels
@@ -79,7 +82,26 @@ def open_still(file: BinaryIO, name: str) -> Image.Image:
 
 def _pillow(file: BinaryIO) -> Image.Image:
     Image.init()
-    return Image.open(file, formats=[one for one in FORMATS.split() if one in Image.OPEN])
+    known = [one for one in FORMATS.split() if one in Image.OPEN]
+    return Image.open(cast(BinaryIO, _InPieces(file)), formats=known)
+
+
+class _InPieces:
+    """A file to Pillow, which reads it piece by piece: an image of millions of empty pieces would
+    take minutes. Raises ValueError when they have become too many for its size."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.seek, self.tell = file, file.seek, file.tell
+        is_gif = file.read(4) == b"GIF8"
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        self._left = LEAST_READS + size // (BYTES_PER_READ["GIF"] if is_gif else BYTES_PER_READ[""])
+
+    def read(self, size: int = -1) -> bytes:
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError("damaged: it consists of pieces that hold next to nothing")
+        return self._file.read(size)
 
 
 def check_pixels(size: tuple[int, int]) -> None:
@@ -236,9 +258,10 @@ def _jpeg_size(file: BinaryIO) -> bytes | None:
         return None
     file.seek(start + begin.end())
     size = None
+    segments = itertools.count()
     while (marker := _jpeg_marker(file, start + JPEG_BYTES)) != 0xD9:
         length = int.from_bytes(file.read(2), "big")
-        if marker in (None, 0xD8) or length < 2:
+        if marker in (None, 0xD8) or length < 2 or next(segments) > JPEG_SEGMENTS:
             return None
         segment = file.read(length - 2)
         if marker in JPEG_SIZES:
