@@ -495,6 +495,28 @@ def test_images_of_nothing_but_pieces() -> None:
             read_video(many)
 
 
+def edited(path: Path, count: int) -> bytes:
+    """An mp4 whose edit list shows its first frames so many times."""
+    content = bytearray(write_video(path, first=-13).read_bytes())
+    start = content.index(b"elst") - 4
+    (length,) = struct.unpack_from(">I", content, start)
+    edits = struct.pack(">IiI", 400, 0, ONE) * count
+    new = struct.pack(">I4sII", 16 + len(edits), b"elst", 0, count) + edits
+    for kind in (b"moov", b"trak", b"edts"):
+        at = content.index(kind) - 4
+        (before,) = struct.unpack_from(">I", content, at)
+        struct.pack_into(">I", content, at, before + len(new) - length)
+    content[start : start + length] = new
+    return bytes(content)
+
+
+def test_edits_that_show_the_same_again(tmp_path: Path) -> None:
+    few = numbers(read_video(edited(tmp_path / "a.mp4", 3), fps=None).frames)
+    assert few.count(0) == few.count(1) == 3
+    with pytest.raises(VideoError, match="bytes: damaged: it lists more pictures than its"):
+        read_video(edited(tmp_path / "a.mp4", 3000))
+
+
 def test_an_index_of_more_than_the_file_holds(tmp_path: Path) -> None:
     whole = media_of(write_video(tmp_path / "a.mp4"))
     assert whole is not None

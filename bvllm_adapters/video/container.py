@@ -30,6 +30,7 @@ STRICT = {"err_detect": "explode"}
 may depend on where decoding began, and on how its threads meet."""
 STILLS = ("mjpeg", "png", "bmp", "gif", "webp", "tiff")
 """Codecs of covers, where a file has others too."""
+MOST_TIMES = 16  # that a file may show its bytes over again, as an edit list can say
 READ_BYTES = 2**18  # at a time
 
 
@@ -152,7 +153,7 @@ def packets(media: Media, container: InputContainer, stream: VideoStream) -> Ite
     with contextlib.suppress(av.FFmpegError, IndexError):
         for packet in container.demux(stream):
             count, held = count + 1, held + packet.size
-            if count > media.size or held > 2 * media.size + 2**20:
+            if count > media.size or held > MOST_TIMES * media.size + 2**20:
                 raise VideoError(
                     f"{media.name}: damaged: it lists more pictures than its {media.size} bytes "
                     "have room for"
