@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-import functools
 import io
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from PIL import Image
@@ -22,10 +22,9 @@ from bvllm_adapters.video.frames import (
     Frames,
     FrameSource,
     Indices,
-    SourceChanged,
     Times,
     VideoError,
-    check_positions,
+    reading,
     warn,
 )
 from bvllm_adapters.video.kinds import check_pixels, is_webp_animation, webp_chunks
@@ -89,7 +88,6 @@ def _source(media: Media, index: FrameIndex, choose: Choose) -> FrameSource:
     seconds = index.seconds
     chosen = choose(seconds[:-1], float(seconds[-1]))
 
-    @functools.cache  # to look, and to warn, once
     def changed() -> FrameSource:
         good = index.up_to(_count_good(media, index))
         if not len(good.shown):
@@ -99,24 +97,13 @@ def _source(media: Media, index: FrameIndex, choose: Choose) -> FrameSource:
         warn(f"{media.name}: damaged: could read {_length(good)} of {_length(index)}")
         return _source(media, good, choose)
 
-    def read(positions: Indices) -> Iterator[Frames]:
-        return frames(chosen[check_positions(positions, len(chosen))])
-
-    def frames(wanted: Indices) -> Iterator[Frames]:
-        given = 0
-        for picture in _decoded(media, index, wanted):
-            yield picture
-            given += 1
-        if given < len(wanted):
-            raise SourceChanged(changed())
-
     return FrameSource(
         seconds=seconds[chosen],
         source=media.name,
         is_image=False,
         frame_count=len(index.shown),
         duration=float(seconds[-1]),
-        read=read,
+        read=reading(chosen, partial(_decoded, media, index), changed),
         picture_bytes=3 * index.size[0] * index.size[1],
     )
 

@@ -6,7 +6,8 @@ consists of nothing but empty ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Collection, Iterator
 from typing import BinaryIO
 
 from bvllm_adapters.video.limits import VideoError
@@ -36,29 +37,30 @@ class Boxes:
             self.is_mp4 = file.read(8)[4:] in FIRST
             self.has_index, self.end = False, 0
             empty = 0
-            for kind, length, end in _boxes(file, media.size) if self.is_mp4 else ():
+            for kind, start, _, end in boxes_in(file, HOLDS_BOXES) if self.is_mp4 else ():
                 self.has_index = self.has_index or kind == b"moov"
                 self.end = max(self.end, end)
-                empty += length < EMPTY
+                empty += end - start < EMPTY
                 if empty > MOST_EMPTY:
                     raise VideoError(
                         f"{media.name}: damaged: more than {MOST_EMPTY} of its boxes hold nothing"
                     )
 
 
-def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, length and end of each box, of those within others too."""
-    start = 0
+def boxes_in(
+    file: BinaryIO, entered: Collection[bytes] = ()
+) -> Iterator[tuple[bytes, int, int, int]]:
+    """(kind, start, begin, end) of each box of a file: where its head starts, and what it holds
+    begins and ends, which may be behind the file's end. Of those entered, what is within too."""
+    start, size = 0, file.seek(0, os.SEEK_END)
     while start + 8 <= size:
         file.seek(start)
         head = file.read(16)
-        length, kind = int.from_bytes(head[:4], "big"), head[4:8]
-        begins = 16 if length == 1 else 8
+        length, kind, begin = int.from_bytes(head[:4], "big"), head[4:8], start + 8
         if length == 1:
-            length = int.from_bytes(head[8:16], "big")
-        elif length == 0:  # up to the end of the file
-            length = size - start
-        if length < begins:
+            length, begin = int.from_bytes(head[8:], "big"), start + 16
+        end = start + length if length else size
+        if end < begin:
             return
-        yield kind, length, start + length
-        start += begins if kind in HOLDS_BOXES else length
+        yield kind, start, begin, end
+        start = begin if kind in entered else end

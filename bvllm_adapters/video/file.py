@@ -8,8 +8,8 @@ whatever was asked for, is what a single decoder makes of all of it.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from bvllm_adapters.video.container import decode, open_video, packets
@@ -19,9 +19,8 @@ from bvllm_adapters.video.frames import (
     Frames,
     FrameSource,
     Indices,
-    SourceChanged,
     VideoError,
-    check_positions,
+    reading,
     warn,
 )
 from bvllm_adapters.video.groups import by_groups
@@ -71,22 +70,10 @@ def _source_by_decoding(media: Media, index: PacketIndex, choose: Choose) -> Fra
 def _source(media: Media, index: PacketIndex, choose: Choose) -> FrameSource:
     chosen = choose(index.seconds, index.duration)
 
-    @functools.cache  # to decode, and to warn, once
     def changed() -> FrameSource:
+        if index.pts is None:
+            raise VideoError(f"{media.name}: decoding it did not give the frames expected")
         return _source_by_decoding(media, index, choose)
-
-    def read(positions: Indices) -> Iterator[Frames]:
-        return frames(chosen[check_positions(positions, len(chosen))])
-
-    def frames(wanted: Indices) -> Iterator[Frames]:
-        given = 0
-        for picture in _decoded(media, index, wanted):
-            yield picture
-            given += 1
-        if given < len(wanted):
-            if index.pts is None:
-                raise VideoError(f"{media.name}: decoding it did not give the frames expected")
-            raise SourceChanged(changed())
 
     return FrameSource(
         seconds=index.seconds[chosen],
@@ -94,7 +81,7 @@ def _source(media: Media, index: PacketIndex, choose: Choose) -> FrameSource:
         is_image=False,
         frame_count=len(index.seconds),
         duration=index.duration,
-        read=read,
+        read=reading(chosen, partial(_decoded, media, index), changed),
         track=index.track,
         picture_bytes=3 * index.size[0] * index.size[1],
     )

@@ -5,6 +5,7 @@ Axes: T frames, H and W the height and width of the upright picture.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import warnings
 from collections.abc import Callable, Iterator
@@ -111,6 +112,33 @@ class SourceChanged(Exception):
     def __init__(self, source: FrameSource) -> None:
         super().__init__(f"{source.source}: its frames are not those that its packets promised")
         self.source = source
+
+
+def reading(
+    chosen: Indices,
+    decoded: Callable[[Indices], Iterator[Frames]],
+    changed: Callable[[], FrameSource],
+) -> Callable[[Indices], Iterator[Frames]]:
+    """`FrameSource.read` of the frames `chosen` of a file.
+
+    Args:
+        decoded: frames of these indices, fewer if the file does not hold what it promised.
+        changed: what it does hold then; asked for once, as long as it does not raise.
+    """
+    found = functools.cache(changed)
+
+    def read(positions: Indices) -> Iterator[Frames]:
+        return frames(chosen[check_positions(positions, len(chosen))])
+
+    def frames(wanted: Indices) -> Iterator[Frames]:
+        given = 0
+        for picture in decoded(wanted):
+            yield picture
+            given += 1
+        if given < len(wanted):
+            raise SourceChanged(found())
+
+    return read
 
 
 def load(source: FrameSource, progress: Progress | None = None) -> Video:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bvllm_adapters.video.container import THREADS, decode, open_video
+from bvllm_adapters.video.container import THREADS, decode, open_video, packets
 from bvllm_adapters.video.dependence import dependence
 from bvllm_adapters.video.frames import Frames, Indices
 from bvllm_adapters.video.media import Media
@@ -131,7 +131,7 @@ def _decoded(
         for run in runs:
             left = iter([*run.wanted.tolist(), math.inf])
             wanted = next(left)
-            for packet in _needed(container, stream, groups, run):
+            for packet in _needed(media, container, stream, groups, run):
                 frames = decode(stream, packet)
                 if frames is None:
                     return
@@ -146,7 +146,7 @@ def _decoded(
 
 
 def _needed(
-    container: InputContainer, stream: VideoStream, groups: Groups, run: Run
+    media: Media, container: InputContainer, stream: VideoStream, groups: Groups, run: Run
 ) -> Iterator[Packet[VideoStream] | None]:
     """The packets of a run; then None, for which a decoder gives the frames that it holds back.
     Of a damaged file another place may be found, or other times than were told from the beginning:
@@ -154,12 +154,13 @@ def _needed(
     import av
 
     links, wanted, place = dependence(container, stream), set(run.wanted.tolist()), -1
-    with contextlib.suppress(av.FFmpegError, IndexError):  # without packets, no frames will come
+    with contextlib.suppress(av.FFmpegError):  # without packets, no frames will come
         container.seek(run.seek, stream=stream)
-        for packet in container.demux(stream):
-            if packet.size and (place >= 0 or packet.pts == run.begin):
+        for packet in packets(media, container, stream):
+            if place >= 0 or packet.pts == run.begin:
                 place = run.place if place < 0 else place + 1
-                if packet.pts is None or packet.pts != groups.packet_pts[place]:
+                told = groups.packet_pts[place] if place < len(groups.packet_pts) else None
+                if packet.pts is None or packet.pts != told:
                     break
                 # Frames shown before the key frame may depend on what was before it.
                 if packet.pts >= run.begin:

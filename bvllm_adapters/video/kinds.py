@@ -18,6 +18,7 @@ from typing import BinaryIO, cast
 
 from PIL import Image, UnidentifiedImageError
 
+from bvllm_adapters.video.boxes import boxes_in
 from bvllm_adapters.video.frames import VideoError
 
 LIFTED = "PIL.Image.MAX_IMAGE_PIXELS = None lifts the limit"
@@ -129,10 +130,11 @@ class BoxedStill:
 
 def boxed_still(file: BinaryIO) -> BoxedStill | None:
     """None for other files, and for those with a track, which are videos."""
-    file.seek(0)
     brands: set[bytes] = set()
     meta = b""
-    for kind, length in itertools.islice(_boxes(file), BOXES):
+    for kind, _, begin, end in itertools.islice(boxes_in(file), BOXES):
+        length = end - begin
+        file.seek(begin)
         if kind == b"ftyp" and not brands:
             heads = file.read(min(length, META_BYTES))
             brands = {heads[i : i + 4] for i in range(0, len(heads), 4) if i != 4}
@@ -180,22 +182,6 @@ def _unread(still: BoxedStill, name: str) -> VideoError:
     )
 
 
-def _boxes(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
-    """(kind, bytes within) of each box that follows; the file stands at what is within."""
-    while len(head := file.read(8)) == 8:
-        start = file.tell() - 8
-        length = int.from_bytes(head[:4], "big")
-        if length == 1:
-            length = int.from_bytes(file.read(8), "big")
-        begin = file.tell()
-        end = start + length if length else file.seek(0, io.SEEK_END)
-        if end < begin:
-            return
-        file.seek(begin)
-        yield head[4:], end - begin
-        file.seek(end)
-
-
 def _primary(meta: bytes) -> tuple[bytes, list[tuple[bytes, bytes]]]:
     """How the picture that is shown is coded, and (name, value) of each of its properties."""
     within = _contents(meta[4:])
@@ -230,8 +216,7 @@ def _places(value: bytes, item: int) -> Iterator[int]:
 
 
 def _contents(data: bytes) -> list[tuple[bytes, bytes]]:
-    file = io.BytesIO(data)
-    return [(kind, file.read(length)) for kind, length in _boxes(file)]
+    return [(kind, data[begin:end]) for kind, _, begin, end in boxes_in(io.BytesIO(data))]
 
 
 def _number(body: BinaryIO, width: int) -> int:

@@ -43,7 +43,6 @@ __all__ = [
     "read_video",
 ]
 
-READERS = ("pyav", "decord", "torchcodec")
 Source = (
     str
     | os.PathLike[str]
