@@ -328,7 +328,7 @@ def _answers(
             answer=texts[0],
             source=None if source is None else source.source,
             bytes=None if peaks is None else {**peaks},
-            pictures_later=reader_of(video.encoded),
+            pictures_later=reader_of(video.encoded, video.origin.reading),
             **more,
         )
         generated = None if output is None else of_prompt(output, i, len(videos))

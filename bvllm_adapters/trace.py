@@ -314,7 +314,10 @@ def save(traces: Sequence[Trace], file: str | Path) -> None:
 
 def _numbers(values: Tensor | None) -> Numbers | None:
     """A copy of its own, on the CPU."""
-    return None if values is None else np.array(values.detach().cpu().numpy())
+    if values is None:
+        return None
+    exact = torch.promote_types(values.dtype, torch.float32)  # numpy has no bfloat16
+    return np.array(values.detach().to("cpu", exact).numpy())
 
 
 def _plain(value: Any) -> Any:

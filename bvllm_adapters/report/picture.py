@@ -20,6 +20,7 @@ Form = Mapping[str, Any]
 SCALE = 2  # pixels of the file for one of the drawing
 FINE = 2  # painted so much larger again, for smooth edges
 MARGIN = 20.0
+_NOTHING = (255, 255, 255, 0)
 
 
 def png(forms: Sequence[Form]) -> bytes:
@@ -95,18 +96,27 @@ def painted(drawing: d.Drawing) -> Pictures.Image:
     image = Pictures.new("RGBA", size, d.PAPER)
     for shape in drawing.shapes:
         if shape.opacity < 1:
-            over = Pictures.new("RGBA", size, (255, 255, 255, 0))
-            _paint(over, shape, scale)
-            box = over.getbbox(alpha_only=True)
-            if box is None:
-                continue
-            part = over.crop(box)
-            part.putalpha(part.getchannel("A").point(lambda a, by=shape.opacity: round(a * by)))
-            image.alpha_composite(part, box[:2])
+            left, top, wide, high = _bounds(shape, drawing)
+            over = Pictures.new("RGBA", (round(wide * scale), round(high * scale)), _NOTHING)
+            _paint(over, d.moved(shape, -left, -top), scale)
+            over.putalpha(
+                over.getchannel("A").point([round(a * shape.opacity) for a in range(256)])
+            )
+            at = max(round(left * scale), 0), max(round(top * scale), 0)
+            image.alpha_composite(over, at)
         else:
             _paint(image, shape, scale)
     small = size[0] // FINE, size[1] // FINE
     return image.convert("RGB").resize(small, Pictures.Resampling.LANCZOS)
+
+
+def _bounds(shape: d.Shape, drawing: d.Drawing) -> tuple[int, int, int, int]:
+    """Left, top, width and height of what holds it."""
+    if not isinstance(shape, d.Line | d.Area):
+        return 0, 0, round(drawing.width), round(drawing.height)
+    xs, ys = zip(*shape.points, strict=True)
+    left, top = max(int(min(xs)) - 3, 0), max(int(min(ys)) - 3, 0)
+    return left, top, int(max(xs)) + 4 - left, int(max(ys)) + 4 - top
 
 
 def wrapped(text: str, size: float, width: float) -> list[str]:

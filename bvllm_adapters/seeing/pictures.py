@@ -21,7 +21,10 @@ from bvllm_adapters.seeing.encoded_video import EncodedVideo
 from bvllm_adapters.seeing.fingerprint import path_stamp
 from bvllm_adapters.seeing.sight import Sight
 from bvllm_adapters.video.frames import SourceChanged, VideoError
+from bvllm_adapters.video.groups_of_frames import in_groups
 from bvllm_adapters.video.pictures import small_jpeg
+from bvllm_adapters.video.read import source_of
+from bvllm_adapters.video.sampling import Sampling
 
 Pictures = dict[int, bytes]
 Box = tuple[float, float, float, float]
@@ -44,16 +47,24 @@ def pictures_of(encoded: EncodedVideo, frames: Iterable[int]) -> Pictures:
     return {}
 
 
-def reader_of(encoded: EncodedVideo) -> Callable[[Iterable[int]], Pictures] | None:
-    """`pictures_of` for later, of a video in a file or folder; holds nothing that was seen."""
-    source, path, stamp = encoded.source, encoded.path, encoded._stamp
-    if source is None or path is None:
+def reader_of(
+    encoded: EncodedVideo, reading: Sampling
+) -> Callable[[Iterable[int]], Pictures] | None:
+    """`pictures_of` for later, of a video in a file or folder; holds no more than where that is.
+
+    Args:
+        reading: which of its frames were read.
+    """
+    path, stamp = encoded.path, encoded._stamp
+    if encoded.source is None or path is None:
         return None
+    count, each = len(encoded), encoded.sight.frames_per_look
 
     def read(frames: Iterable[int]) -> Pictures:
         wanted = sorted({*frames})
         with suppress(VideoError, SourceChanged, OSError):
-            if path_stamp(path) == stamp:
+            source = in_groups(source_of(path, reading), each)
+            if path_stamp(path) == stamp and len(source) == count:
                 shown = source.read(np.asarray(wanted))
                 return {i: small_jpeg(frame) for i, frame in zip(wanted, shown, strict=True)}
         return {}
@@ -86,7 +97,7 @@ def box_of(sight: Sight, size: Sequence[int], *, is_image: bool = False) -> Box 
     Returns:
         None: pixels are of some other kind; best taken for the whole picture.
     """
-    if sight.layout is not None or len(size) != 2:
+    if sight.layout is not None or sight.frames_per_look != 1:
         return None
     height, width = size
     probe = np.zeros((4, height, width, 3), np.uint8)
