@@ -68,8 +68,8 @@ class BudgetMerger(nn.Module):
         merged, slot, size, place = self._merged(tokens, shares)
         members = None
         if is_looking():  # by merging once more, which comes out the same
-            width = self.similarity_width
-            members = members_of(lambda x, n, to: merge_to(x, n, width, to), tokens, shares)
+            by = self.similarity_width
+            members = members_of(lambda x, n, to: merge_to(x, n, by, to), tokens, shares)
         return VisualTokens(merged, slot, size, selection, size[:0], place, members=members)
 
     def _merged(self, tokens: Tensor, shares: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -61,7 +61,8 @@ class Attention(nn.Module):
             scores = query @ key.transpose(2, 3) / query.shape[3] ** 0.5
             if mask is not None:
                 scores = scores.masked_fill(~rearrange(mask, "b s -> b 1 1 s"), -torch.inf)
-            return scores.softmax(dim=3).mean(dim=1)
+            found: Tensor = scores.softmax(dim=3).mean(dim=1)
+            return found
 
 
 class FeedForward(nn.Module):

@@ -80,7 +80,9 @@ def size(count: int) -> str:
 
 
 def spent(seconds: float) -> str:
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
+    if seconds >= 1:
+        return f"{seconds:.2f} s"
+    return f"{1000 * seconds:.3g} ms" if seconds >= 1e-3 else f"{1000 * seconds:.2f} ms"
 
 
 def budget_told(form: Form) -> str:

@@ -29,6 +29,7 @@ gap:8px 32px}}
 list-style:none}}
 .bvllm-report .cards li{{margin:0;padding:0;line-height:0;break-inside:avoid}}
 .bvllm-report figure{{margin:14px 0 0;overflow-x:auto}}
+.bvllm-report figure>svg{{width:100%;min-width:660px}}
 .bvllm-report .legend,.bvllm-report figcaption{{color:#566069;font-size:12.5px;max-width:90ch}}
 .bvllm-report table{{border-collapse:collapse;font-size:13px;width:100%;margin:4px 0 0;
 font-variant-numeric:tabular-nums;color:inherit}}
@@ -37,6 +38,9 @@ padding:2px 8px;background:none}}
 .bvllm-report td{{text-align:right;padding:2px 8px;border-bottom:1px solid #eceff1;
 background:none;white-space:nowrap}}
 .bvllm-report th:first-child,.bvllm-report td:first-child{{text-align:left;padding-left:0}}
+.bvllm-report table.wide{{max-width:860px}}
+.bvllm-report td.told,.bvllm-report th.what{{text-align:left}}
+.bvllm-report th.time{{padding-right:98px}}
 .bvllm-report .bar{{display:inline-block;height:8px;vertical-align:baseline;margin-left:6px}}
 .bvllm-report .track{{display:inline-block;width:90px;text-align:left}}
 .bvllm-report summary{{cursor:pointer;color:#566069;margin:6px 0}}
@@ -137,7 +141,11 @@ def _section(form: Form, index: int, several: bool, budget: int) -> str:
     if several:
         asked = safe(str(form.get("question") or "(no question)"))
         answer = form.get("answer")
-        said = "" if answer is None else f'<p class="answer">{safe(str(answer))}</p>'
+        said = (
+            ""
+            if answer is None
+            else (f'<p class="answer" style="color:{hue}">{safe(str(answer))}</p>')
+        )
         parts.append(
             f'<h2><span class="number" style="background:{hue}">{index + 1}</span>{asked}</h2>'
             f'{said}<p class="told">{safe(budget_told(form))}</p>{_note(form)}'
@@ -173,31 +181,31 @@ def _ledger(form: Form, hue: str, several: bool) -> str:
         return ""
     longest = max((each.seconds or 0 for each in lines), default=0) or 1
     bytes_too = any(each.bytes is not None for each in lines)
-    head = ["stage", "time", *(["peak memory"] if bytes_too else []), "left behind it"]
+    head = ["stage", *([] if several else ["what it does"]), "time"]
+    head += [*(["peak memory"] if bytes_too else []), "left behind it"]
     rows = []
     for each in lines:
-        bar = 90 * (each.seconds or 0) / longest
-        took = (
-            ""
-            if each.seconds is None
-            else (
-                f'{spent(each.seconds)}<span class="track"><span class="bar" '
-                f'style="width:{max(bar, 1):.0f}px;background:{hue}"></span></span>'
-            )
-        )
-        peak = "" if each.bytes is None else size(each.bytes)
-        cells = [safe(each.stage), took, *([peak] if bytes_too else []), safe(each.left)]
-        told = f' title="{safe(each.what)}"' if each.what else ""
-        rows.append(f"<tr{told}>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    total = sum(each.seconds or 0 for each in lines)
-    rows.append(
-        f'<tr><td>all</td><td>{spent(total)}<span class="track"></span></td>'
-        + "<td></td>" * bytes_too
-        + "<td></td></tr>"
-    )
-    heading = "<h2>Costs</h2>" if not several else ""
+        took = "" if each.seconds is None else _bar(each.seconds, longest, hue)
+        cells = [] if several else [f'<td class="told">{safe(each.what)}</td>']
+        cells.append(f"<td>{took}</td>")
+        if bytes_too:
+            cells.append(f"<td>{'' if each.bytes is None else size(each.bytes)}</td>")
+        cells.append(f"<td>{safe(each.left)}</td>")
+        name = f'<td title="{safe(each.what)}">{safe(each.stage)}</td>'
+        rows.append(f"<tr>{name}{''.join(cells)}</tr>")
+    total = _bar(sum(each.seconds or 0 for each in lines), 0, hue)
+    skipped, behind = "<td></td>" * (not several), "<td></td>" * (1 + bytes_too)
+    rows.append(f"<tr><td>all</td>{skipped}<td>{total}</td>{behind}</tr>")
+    heading, wide = ("", "") if several else ("<h2>Costs</h2>", ' class="wide"')
     return (
-        f"{heading}<table><thead><tr>"
-        + "".join(f'<th scope="col">{name}</th>' for name in head)
+        f"{heading}<table{wide}><thead><tr>"
+        + "".join(f'<th scope="col" class="{name.split()[0]}">{name}</th>' for name in head)
         + f"</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     )
+
+
+def _bar(seconds: float, longest: float, hue: str) -> str:
+    """Seconds, and how much of the longest of them that is; 0: there is none."""
+    width = max(90 * seconds / longest, 1) if longest else 0
+    bar = f'<span class="bar" style="width:{width:.0f}px;background:{hue}"></span>'
+    return f'{spent(seconds)}<span class="track">{bar if longest else ""}</span>'

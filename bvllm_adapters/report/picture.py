@@ -20,11 +20,14 @@ Form = Mapping[str, Any]
 SCALE = 2  # pixels of the file for one of the drawing
 FINE = 2  # painted so much larger again, for smooth edges
 MARGIN = 20.0
+_LATIN = 0x17F  # and general punctuation
+_WIDER = ("NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "msyh.ttc", "DejaVuSans.ttf", "arial.ttf")
 _NOTHING = (255, 255, 255, 0)
 
 
 def png(forms: Sequence[Form]) -> bytes:
-    """The whole report as a PNG file."""
+    """The whole report as a PNG file. Letters that no font here has are shown as boxes; in a page
+    they are up to the browser."""
     image = painted(report(forms))
     file = io.BytesIO()
     image.save(file, "PNG", optimize=True)
@@ -121,7 +124,7 @@ def _bounds(shape: d.Shape, drawing: d.Drawing) -> tuple[int, int, int, int]:
 
 def wrapped(text: str, size: float, width: float) -> list[str]:
     """Lines no wider than so many pixels."""
-    font, lines = _font(round(size * 4)), [""]
+    font, lines = _font_for(text, round(size * 4)), [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
         if lines[-1] and font.getlength(longer) > 4 * width:
@@ -156,11 +159,26 @@ def _paint(image: Pictures.Image, shape: d.Shape, scale: int) -> None:
         anchor = {"start": "ls", "middle": "ms", "end": "rs"}[shape.anchor]
         at = (shape.x * scale, shape.y * scale)
         heavy = round(0.018 * shape.size * scale) if shape.bold else 0
-        font = _font(round(shape.size * scale))
+        font = _font_for(shape.text, round(shape.size * scale))
         on.text(at, shape.text, shape.fill, font, anchor=anchor, stroke_width=heavy)
 
 
 @lru_cache
-def _font(size: int) -> Any:
-    """Pillow's own, which is there wherever Pillow is."""
-    return ImageFont.load_default(size)
+def _font(size: int, name: str | None = None) -> Any:
+    """Pillow's own, which is there wherever Pillow is, or a system's of this name; None: it has
+    not that."""
+    if name is None:
+        return ImageFont.load_default(size)
+    try:
+        return ImageFont.truetype(name, size)
+    except OSError:
+        return None
+
+
+def _font_for(text: str, size: int) -> Any:
+    """Pillow's own has Latin letters alone: for others one of the system's, if there is one."""
+    if any(ord(letter) > _LATIN and not 0x2010 <= ord(letter) <= 0x2026 for letter in text):
+        for name in _WIDER:
+            if (found := _font(size, name)) is not None:
+                return found
+    return _font(size)

@@ -29,7 +29,7 @@ from bvllm_adapters.report.overlay import (
 from bvllm_adapters.report.timeline import tokens_told, told
 
 Form = Mapping[str, Any]
-NARROW, WIDE, HIGH = 132.0, 184.0, 132.0
+NARROW, WIDE, HIGH = 146.0, 184.0, 146.0
 SMALL = 64.0
 MOST_MAPS = 160  # of single tokens in one report
 
@@ -42,7 +42,7 @@ def cards(form: Form, hue: str) -> list[Drawing]:
     shapes = [size_of(frame) for frame in frames if frame.get("picture")]
     wide = min(max((HIGH * w / h for w, h in shapes), default=0.0), WIDE)
     wide = max(wide, NARROW)
-    high = min(HIGH, max((wide * h / w for w, h in shapes), default=44.0))
+    high = min(HIGH, max((wide * h / w for w, h in shapes), default=0.0))
     return [card(form, frame, hue, most, largest, (wide, high)) for frame in frames]
 
 
@@ -64,12 +64,13 @@ def card(
     drawing = Drawing(wide, 0, f"Chosen frame at {told(frame)}")
     time = clock(frame["second"])
     looks = None
-    drawing.add(Rect(0, 0, wide, high, FAINT))
+    if high:
+        drawing.add(Rect(0, 0, wide, high, FAINT))
     if frame.get("picture"):
         x, y, across, down = _fitted(frame, place)
         drawing.add(Image(x, y, across, down, picture_of(frame), f"Frame at {time}"))
         looks = look_over(form, frame, most)
-    else:
+    elif high:
         drawing.add(Text(wide / 2, high / 2 + 6, time, 17, GREY, "middle", bold=True))
     foot = high
     if looks is not None:
@@ -77,8 +78,9 @@ def card(
         foot += high + 3
         drawing.add(Rect(0, high + 3, wide, high, FAINT))
         drawing.add(Image(x, high + 3 + y, across, down, data, words))
-    drawing.add(Rect(0, foot + 4, wide, 3, FAINT))
-    drawing.add(Rect(0, foot + 4, wide * frame["tokens"] / largest, 3, hue))
+    if tokens_told(frame):
+        drawing.add(Rect(0, foot + 4, wide, 3, FAINT))
+        drawing.add(Rect(0, foot + 4, wide * frame["tokens"] / largest, 3, hue))
     drawing.add(Text(0, foot + 22, time, 12.5, INK, bold=True))
     drawing.add(Text(wide, foot + 22, tokens_told(frame), 11.5, INK, "end"))
     drawing.add(Text(0, foot + 36, _more(frame), 10.5, GREY, title=_mixed(frame)))

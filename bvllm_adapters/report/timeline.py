@@ -191,7 +191,9 @@ def _choices(drawing: Drawing, form: Form, y: float, span: Span, hue: str) -> fl
         radius = 1.4 + 5.2 * math.sqrt(frame["tokens"] / most)
         title = told(frame)
         if frame["tokens"] or frame.get("sampled") is None:
-            drawing.add(Circle(x, middle, max(radius, 3), hue, title=title))
+            drawing.add(
+                Circle(x, middle, max(radius, 3 if frame["tokens"] else 4.5), hue, title=title)
+            )
         else:
             drawing.add(Circle(x, middle, 2.6, PAPER, hue, title=title))
     return TRACK + 4
@@ -268,7 +270,10 @@ def _axis(drawing: Drawing, y: float, span: Span) -> None:
         x = _x(i * step, span)
         told = clock(i * step)
         drawing.add(Line([(x, 0), (x, y)], FAINT, 0.6, opacity=0.7))
-        drawing.add(Line([(x, y), (x, y + 4)], GREY), Text(x, y + 17, told, 10.5, GREY, "middle"))
+        drawing.add(Line([(x, y), (x, y + 4)], GREY))
+        edge = x > WIDTH - 4 * len(told)  # where half of it would stand outside
+        at, anchor = (WIDTH, "end") if edge else (x, "middle")
+        drawing.add(Text(at, y + 17, told, 10.5, GREY, anchor))
 
 
 def _apart(lefts: Sequence[float], pitch: float) -> list[float]:

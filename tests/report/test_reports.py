@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_hosts import llama_vid, native, videollama2, wrap_small
 
 import bvllm_adapters as bvllm
 from bvllm_adapters import Selection, Trace, VisualTokens
@@ -340,6 +341,26 @@ def test_a_training_free_selector_and_pairs_of_frames(tmp_path, monkeypatch):
     words = " ".join(checked(page([trace.to_dict()])).words)
     assert "have their mean colour" in words and "score" in words
     trace.save(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("make", [native, videollama2, llama_vid])
+def test_hosts(make, dtype, tmp_path):
+    model, processor = make(tmp_path / "host")
+    if make is not native:
+        wrap_small(model)
+    model = model.to(dtype)
+    opened = bvllm.open_video(model, DEMO_VIDEO, processor=processor, max_frames=6)
+    plain = opened.ask(["Who?", "Where?"], max_new_tokens=2)
+    look = opened.ask(["Who?", "Where?"], look=True, max_new_tokens=2)
+    for one, other in zip(plain, look, strict=True):
+        trace = other.trace
+        assert one.text == other.text and one.trace.frames == trace.frames
+        assert trace.grid is not None and trace.query_scores.shape[1] == 6
+        for frame in trace.frames:
+            assert frame.looked.shape == (frame.sampled, trace.grid[0] * trace.grid[1])
+            np.testing.assert_allclose(frame.looked.sum(axis=1), 1, atol=1e-5)
+        checked(page([trace.to_dict()]))
 
 
 def test_frames_for_another_model(tmp_path, capsys):
