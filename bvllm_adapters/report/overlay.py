@@ -58,7 +58,7 @@ def heat_over(
     """The picture under its heat map, as a JPEG file; `most` is brightest, evenly is darkest."""
     image = opened(picture)
     level = np.clip((values - 1) / (most - 1), 0, 1) ** 0.7
-    small = Image.fromarray(level.reshape(grid[0], grid[1]).astype(np.float32), mode="F")
+    small = Image.fromarray(level.reshape(grid[0], grid[1]).astype(np.float32))
     spread, seen = _spread(small, image.size, box, Image.Resampling.BICUBIC)
     level = np.clip(np.asarray(spread, np.float64), 0, 1)[..., None]
     place = level * (len(_RAMP) - 1)
@@ -78,7 +78,7 @@ def mosaic_over(
     around each, as a JPEG file."""
     image = opened(picture)
     label = np.array([-1 if member is None else member for member in members], np.float32)
-    small = Image.fromarray(label.reshape(grid[0], grid[1]), mode="F")
+    small = Image.fromarray(label.reshape(grid[0], grid[1]))
     spread, seen = _spread(small, image.size, box, Image.Resampling.NEAREST)
     of = np.asarray(spread).round().astype(int)
     of[~seen] = -1

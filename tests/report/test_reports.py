@@ -9,6 +9,7 @@ import pickle
 import re
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -153,6 +154,20 @@ def test_a_look_changes_no_answer(opened):
     plain, look = (opened.ask(QUESTIONS, look=on, max_new_tokens=6) for on in (False, True))
     for one, other in zip(plain, look, strict=True):
         assert one.text == other.text and one.trace.frames == other.trace.frames
+
+
+def test_a_look_is_its_threads_own(opened):
+    def plain() -> Any:
+        return opened.ask(QUESTIONS[0], max_new_tokens=4).trace
+
+    with ThreadPoolExecutor(2) as threads:
+        others = [threads.submit(plain) for _ in range(4)]
+        looks = [opened.ask(QUESTIONS[0], look=True, max_new_tokens=4).trace for _ in range(4)]
+        for other, look in zip(others, looks, strict=True):
+            assert other.result().frames == look.frames
+            assert look.bytes and all(frame.looked is not None for frame in look.frames)
+            assert other.result().bytes is None
+            assert all(frame.looked is None for frame in other.result().frames)
 
 
 def test_batches_and_single_questions_look_alike(opened, looked):
@@ -506,21 +521,25 @@ def test_words_and_times():
 # A browser.
 
 
+def browse(folder: Path, *how: str) -> subprocess.CompletedProcess[str]:
+    """The folder's report.html, looked at."""
+    return subprocess.run(
+        [
+            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+            "--enable-logging=stderr", "--disable-background-networking", "--no-first-run",
+            f"--user-data-dir={folder / 'profile'}", *how, (folder / "report.html").as_uri(),
+        ],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 @pytest.mark.parametrize("width", [1280, 520])
 def test_a_browser_shows_it(looked, tmp_path, width):
     """Without an error or a warning, and no wider than its window."""
     looked[0].save(tmp_path / "report.html", beside=looked[1:])
     shot = tmp_path / "shot.png"
-    run = subprocess.run(
-        [
-            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-            "--enable-logging=stderr", "--disable-background-networking", "--no-first-run",
-            f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},1600",
-            f"--screenshot={shot}", (tmp_path / "report.html").as_uri(),
-        ],
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+    run = browse(tmp_path, f"--window-size={width},1600", f"--screenshot={shot}")
     assert "CONSOLE" not in run.stderr
     pixels = np.asarray(Image.open(shot).convert("RGB"))
     assert pixels.shape[1] == width
@@ -530,3 +549,13 @@ def test_a_browser_shows_it(looked, tmp_path, width):
     # Each question's hue is there: what is drawn, and that both are in sight.
     for hue in ((0, 114, 178), (213, 94, 0)):
         assert (pixels == hue).all(axis=2).sum() > 200
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_a_browser_takes_nothing_that_is_said_for_markup(looked, tmp_path):
+    trace = replace(looked[0], question=NASTY, answer=NASTY, source=NASTY, note=NASTY)
+    trace.save(tmp_path / "report.html", beside=[trace])
+    shown = browse(tmp_path, "--dump-dom").stdout
+    found = Page(shown)
+    assert not found.of("script", "img") and len(found.of("section")) == 2
+    assert 'alert("x")' in " ".join(found.words)
