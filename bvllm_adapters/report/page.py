@@ -47,9 +47,15 @@ background:none;white-space:nowrap}}
 .bvllm-report .number{{display:inline-block;min-width:20px;height:20px;border-radius:10px;
 color:#fff;font-size:12px;line-height:20px;text-align:center;margin-right:8px;font-weight:650;
 vertical-align:2px}}
-@media print{{.bvllm-report{{padding:0;max-width:none;
+@media print{{.bvllm-report{{padding:0;max-width:none;font-size:11px;
 print-color-adjust:exact;-webkit-print-color-adjust:exact}}
 .bvllm-report figure,.bvllm-report tr{{break-inside:avoid}}
+.bvllm-report .beside{{grid-template-columns:repeat(auto-fit,minmax(330px,1fr));gap:8px 16px}}
+.bvllm-report h1{{font-size:16px}}.bvllm-report h2{{font-size:12.5px;margin:12px 0 4px}}
+.bvllm-report .answer{{font-size:12.5px}}.bvllm-report .cards{{gap:8px}}
+.bvllm-report .legend,.bvllm-report figcaption{{font-size:10px}}
+.bvllm-report .cards svg{{width:110px}}
+.bvllm-report .beside table{{font-size:10.5px}}.bvllm-report .beside td{{padding:2px 4px}}
 .bvllm-report details:not([open]){{display:none}}}}
 """
 

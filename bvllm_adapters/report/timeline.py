@@ -30,7 +30,7 @@ from bvllm_adapters.report.drawing import (
     number,
     shortened,
 )
-from bvllm_adapters.report.overlay import picture_of, size_of, strip
+from bvllm_adapters.report.overlay import picture_of, size_of, smaller, strip
 
 Form = Mapping[str, Any]
 Span = tuple[float, float]
@@ -66,7 +66,7 @@ def lane(form: Form, index: int, span: Span, many: bool) -> Drawing:
     hue = HUES[index % len(HUES)]
     frames = form["frames"]
     drawing = Drawing(WIDTH, 0, "")
-    y = 0.0
+    y = 2.0  # for the frame around pictures
     if many:
         words = shortened(str(form.get("question") or "(no question)"), PLOT * 0.62, 13)
         drawing.add(Circle(9, 11, 8, hue, hue), Text(9, 15, str(index + 1), 11, PAPER, "middle"))
@@ -74,7 +74,7 @@ def lane(form: Form, index: int, span: Span, many: bool) -> Drawing:
         if form.get("answer"):
             said = shortened(str(form["answer"]), PLOT * 0.34, 12)
             drawing.add(Text(WIDTH - RIGHT, 15.5, said, 12, hue, "end"))
-        y += 26
+        y += 24
     pictured = [frame for frame in frames if frame.get("picture")]
     stems = y
     if pictured:
@@ -107,8 +107,9 @@ def _pictures(drawing: Drawing, frames: Sequence[Form], y: float, span: Span, hu
         across, down = width * scale, height * scale
         x, at = left + (wide - across) / 2, _x(frame["second"], span)
         alt = f"Frame at {clock(frame['second'])}"
+        small = smaller(picture_of(frame), round(2 * max(across, down)))
         drawing.add(Rect(x - 1.2, y + THUMB - down - 1.2, across + 2.4, down + 2.4, hue, 1.5))
-        drawing.add(Image(x, y + THUMB - down, across, down, picture_of(frame), alt))
+        drawing.add(Image(x, y + THUMB - down, across, down, small, alt))
         middle = left + wide / 2
         foot = y + THUMB + GAP / 2
         drawing.add(Line([(middle, y + THUMB + 1), (at, foot)], hue, 0.9, opacity=0.55))
