@@ -24,7 +24,9 @@ from tiny_hosts import llama_vid, native, videollama2, wrap_small
 
 import bvllm_adapters as bvllm
 from bvllm_adapters import Selection, Trace, VisualTokens
+from bvllm_adapters.budget_merger import BudgetMerger
 from bvllm_adapters.cli.main import main
+from bvllm_adapters.context import looking
 from bvllm_adapters.evaluation.needle import DEMO_VIDEO
 from bvllm_adapters.report.drawing import clock, shortened
 from bvllm_adapters.report.overlay import heat, heat_over, mosaic_over, strongest, token_heat
@@ -304,6 +306,14 @@ def test_soft_choices_and_frames_without_tokens(tmp_path):
     assert Trace.from_dict(json.loads(json.dumps(form))) == trace
 
 
+def test_a_frame_without_tokens_has_no_members():
+    with looking():
+        tokens = BudgetMerger()(torch.eye(6).reshape(2, 3, 6), 1)
+    trace = Trace.of(replace(tokens, seconds=torch.arange(2.0)), max_tokens=1, seconds={})
+    assert [frame.members for frame in trace.frames] == [(0, 0, 0), (None, None, None)]
+    assert Trace.from_dict(json.loads(json.dumps(trace.to_dict()))).to_dict() == trace.to_dict()
+
+
 def test_an_image_and_a_stream(tmp_path):
     model, processor = tiny_model()
     image = bvllm.ask(
@@ -444,17 +454,23 @@ def picture(array: np.ndarray[Any, Any]) -> bytes:
     return file.getvalue()
 
 
-def test_heat_lies_where_the_patch_is():
+@pytest.mark.parametrize(
+    ("box", "hot", "cold"),
+    [
+        (None, (22, 45), (50, 100)),
+        ((0.25, 0, 0.75, 1), (22, 52), (22, 105)),  # of a square cut out of the middle
+        ((0, -0.5, 1, 1.5), (8, 45), (45, 45)),  # of a square with margins above and below
+    ],
+)
+def test_heat_lies_where_the_patch_is(box, hot, cold):
     grey = picture(np.full((60, 120, 3), 128, np.uint8))
-    values = np.array([0, 0, 0, 4.0])  # the lower right of 2 x 2
-    for box, bright, dark in (
-        (None, (45, 105), (15, 15)),
-        ((0.25, 0, 0.75, 1), (52, 82), (10, 38)),  # of a square cut out of the middle
-        ((0, -0.5, 1, 1.5), (56, 110), (15, 15)),  # of a square with margins above and below
-    ):
-        made = np.asarray(Image.open(io.BytesIO(heat_over(grey, values, 4.0, (2, 2), box))))
-        assert made[bright].sum() > made[dark].sum() + 100
-        assert np.ptp(made[dark].astype(int)) < 12  # grey
+    values = np.zeros(16)
+    values[5] = 4.0  # of 4 x 4: the second of the second row
+    made = heat_over(grey, values, 4.0, (4, 4), box)
+    colours = np.ptp(np.asarray(Image.open(io.BytesIO(made))).astype(int), axis=2)
+    assert colours[hot] > 60 and colours[cold] < 12
+    most = np.unravel_index(colours.argmax(), colours.shape)
+    assert abs(most[0] - hot[0]) < 12 and abs(most[1] - hot[1]) < 16
 
 
 def test_patches_that_became_one_have_one_colour():
