@@ -28,6 +28,7 @@ from bvllm_adapters.budget_merger import BudgetMerger
 from bvllm_adapters.cli.main import main
 from bvllm_adapters.context import looking
 from bvllm_adapters.evaluation.needle import DEMO_VIDEO
+from bvllm_adapters.report.costs import size, spent
 from bvllm_adapters.report.drawing import clock, shortened
 from bvllm_adapters.report.overlay import heat, heat_over, mosaic_over, strongest, token_heat
 from bvllm_adapters.report.page import fragment, page
@@ -365,6 +366,9 @@ def test_a_training_free_selector_and_pairs_of_frames(tmp_path, monkeypatch):
         assert frame.picture
     words = " ".join(checked(page([trace.to_dict()])).words)
     assert "have their mean colour" in words and "score" in words
+    bunny = "examples/big_buck_bunny.mp4"
+    rows, columns = bvllm.ask(model, bunny, "Who?", look=True, max_new_tokens=2).trace.grid
+    assert rows < columns  # as the picture is wide
     trace.save(tmp_path / "a.png")
 
 
@@ -526,6 +530,8 @@ def test_grids():
 
 
 def test_words_and_times():
+    assert [spent(s) for s in (1.5, 0.0123, 0.00012)] == ["1.50 s", "12.3 ms", "0.12 ms"]
+    assert [size(n) for n in (12, 2**21, 3 * 2**30)] == ["12 B", "2 MiB", "3 GiB"]
     assert [clock(s) for s in (0, 4.04, 75.5, 59.96, 3725)] == [
         "0:00", "0:04", "1:15.5", "1:00", "1:02:05",
     ]  # fmt: skip
