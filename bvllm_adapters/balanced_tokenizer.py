@@ -33,14 +33,13 @@ from bvllm_adapters.ledger import stage
 from bvllm_adapters.question import (
     QuestionTokenizer,
     as_text,
-    pad,
     question_ids,
     question_tokenizer,
 )
 from bvllm_adapters.scout import check_widths
 from bvllm_adapters.selectors.choosing import checked_queries, choose
 from bvllm_adapters.selectors.saved import PretrainedWithScout
-from bvllm_adapters.spatial_sampler import knows_counts
+from bvllm_adapters.spatial_sampler import sample_frames
 
 
 class BalancedTokenizer(PretrainedWithScout, nn.Module):
@@ -143,7 +142,7 @@ class BalancedTokenizer(PretrainedWithScout, nn.Module):
             if self.temporal_merger is not None:
                 selections = [self.temporal_merger(selection) for selection in selections]
         with stage("sampler"):
-            frames = self.sample(features, selections, texts)
+            frames, looked = self.sample(features, selections, texts)
         with stage("budget"):
             tokens = self.fit(frames, selections, prompts, budgets, [v.room for v in features])
         with stage("projection"):
@@ -154,8 +153,11 @@ class BalancedTokenizer(PretrainedWithScout, nn.Module):
                 seconds=video.seconds,
                 layout=video.layout,
                 beside=video.beside if budgets[prompt] != max_tokens or max_tokens is None else 0,
+                looked=maps,
             )
-            for visual, video, prompt in zip(projected, features, prompts, strict=True)
+            for visual, video, prompt, maps in zip(
+                projected, features, prompts, looked, strict=True
+            )
         ]
 
     def select(
@@ -215,8 +217,9 @@ class BalancedTokenizer(PretrainedWithScout, nn.Module):
         features: Sequence[FrameFeatures],
         selections: Sequence[Selection],
         texts: Sequence[Tensor],
-    ) -> list[Tensor]:
-        """Mix the chosen frames and sample tokens of them: (M, R, H) for each video."""
+    ) -> tuple[list[Tensor], list[Tensor | None]]:
+        """Mix the chosen frames and sample tokens of them: (M, R, H) for each video, and (M, R, P)
+        where they looked, where that is noted; see `sample_frames`."""
         sampler: Any = self.spatial_sampler
         # Choices that are soft are mixed of patches that the sampler has prepared, if it does that.
         prepare: Callable[[Tensor], Tensor] | None = None
@@ -235,20 +238,8 @@ class BalancedTokenizer(PretrainedWithScout, nn.Module):
             for selection, video in zip(selections, features, strict=True)
         ]
         if sampler is None:
-            return frames
-        how: dict[str, Any] = {} if prepare is None else {"prepared": True}
-        sampled = dict(enumerate(frames))
-        for shape in dict.fromkeys(video.shape[1:] for video in frames):  # of unlike pictures
-            of = [i for i, video in enumerate(frames) if video.shape[1:] == shape]
-            counts = [len(frames[i]) for i in of]
-            asked = [texts[i] for i in of]
-            if knows_counts(sampler.forward):  # a question is read once for all frames of a video
-                how["counts"] = counts
-            else:
-                asked = [text for text, n in zip(asked, counts, strict=True) for _ in range(n)]
-            made = sampler(torch.cat([frames[i] for i in of]), *pad(asked), **how)
-            sampled.update(zip(of, made.split(counts), strict=True))
-        return list(sampled.values())
+            return frames, [None] * len(frames)
+        return sample_frames(sampler, frames, texts, prepared=prepare is not None)
 
     def fit(
         self,

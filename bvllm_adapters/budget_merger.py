@@ -10,13 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bvllm_adapters.checks import check_count
-from bvllm_adapters.features import (
-    Selection,
-    VisualTokens,
-    check_tensor,
-    first_max,
-    in_float32,
-)
+from bvllm_adapters.context import Round, in_float32, is_looking, members_of
+from bvllm_adapters.features import Selection, VisualTokens, check_tensor, first_max
 
 
 class BudgetMerger(nn.Module):
@@ -71,7 +66,11 @@ class BudgetMerger(nn.Module):
             raise ValueError(f"selection: got {len(selection)} frames, wanted {frames} as tokens")
         shares = self._shares(max_tokens, [room] * frames, selection)
         merged, slot, size, place = self._merged(tokens, shares)
-        return VisualTokens(merged, slot, size, selection, selection.size.new_zeros(0), place)
+        members = None
+        if is_looking():  # by merging once more, which comes out the same
+            by = self.similarity_width
+            members = members_of(lambda x, n, to: merge_to(x, n, by, to), tokens, shares)
+        return VisualTokens(merged, slot, size, selection, size[:0], place, members=members)
 
     def _merged(self, tokens: Tensor, shares: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(N, H) tokens, their (N,) frames, sizes and places."""
@@ -179,17 +178,6 @@ def shares_of_prompts(
     return [shares[i] for i in range(len(rooms))]
 
 
-def prompt_shares(
-    shapes: Sequence[tuple[int, ...]], sizes: Sequence[Sequence[float]], max_tokens: int | None
-) -> list[list[int]]:
-    """Tokens for each frame of each visual input of one prompt.
-
-    Args:
-        shapes: (M, R) of each input: its frames and their tokens. sizes: M sizes of each.
-    """
-    return shares_in_prompt([[tokens] * frames for frames, tokens in shapes], sizes, max_tokens)
-
-
 def shares_in_prompt(
     rooms: Sequence[Sequence[int]], sizes: Sequence[Sequence[float]], max_tokens: int | None
 ) -> list[list[int]]:
@@ -211,7 +199,10 @@ def shares_in_prompt(
 
 
 def merge_to(
-    tokens: Tensor, target: int, similarity_width: int | None = None
+    tokens: Tensor,
+    target: int,
+    similarity_width: int | None = None,
+    rounds: list[Round] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Merge similar tokens of each frame until `target` are left, in the order of the earliest
     member of each.
@@ -219,6 +210,7 @@ def merge_to(
     Args:
         tokens: (B, T, H), B frames of T tokens. target: from 1 up; T or more is a no-op.
         similarity_width: of the features that are compared; None: all H.
+        rounds: where it is noted which tokens became one.
 
     Returns:
         (B, target, H) in the dtype of `tokens`, (B, target) float32 sizes that sum to T, and
@@ -229,13 +221,18 @@ def merge_to(
     if target >= count:
         size = torch.ones(batch, count, dtype=torch.float32, device=tokens.device)
         return tokens, size, torch.arange(count, device=tokens.device).expand(batch, -1)
-    merged, size, first = merge_rounds(tokens.float(), target, similarity_width)
+    merged, size, first = merge_rounds(tokens.float(), target, similarity_width, rounds)
     place, order = torch.sort(first, dim=1)
+    if rounds is not None:
+        rounds.append((order, order[:, :0], order[:, :0]))
     return pick(merged, order).to(tokens.dtype), size.gather(1, order), place
 
 
 def merge_rounds(
-    tokens: Tensor, target: int, similarity_width: int | None = None
+    tokens: Tensor,
+    target: int,
+    similarity_width: int | None = None,
+    rounds: list[Round] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Rounds of matching until `target` tokens are left, in the order of the last round, which is
     that of the authors' code.
@@ -254,7 +251,7 @@ def merge_rounds(
     while count > target:
         # Halve; the last round is cut short, or takes one token more of an odd number.
         merges = count // 2 if count // 2 > target else count - target
-        sums, size, first = merge_round(sums, size, first, merges, similarity_width)
+        sums, size, first = merge_round(sums, size, first, merges, similarity_width, rounds)
         count -= merges
     return sums / size[..., None], size, first
 
@@ -265,6 +262,7 @@ def merge_round(
     first: Tensor,
     merges: int,
     similarity_width: int | None = None,
+    rounds: list[Round] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One round of bipartite matching: `merges` tokens join their most similar counterpart.
 
@@ -289,6 +287,8 @@ def merge_round(
     odd = torch.arange(1, count, 2, device=sums.device).expand(batch, -1)
     left = torch.cat([staying, odd], dim=1)
     into = staying.shape[1] + partner.gather(1, ranked[:, :merges])
+    if rounds is not None:
+        rounds.append((left, leaving, into))
     # Sizes are whole numbers: whatever the order in which they are added up.
     return (
         joined(pick(sums, left), into, pick(sums, leaving), staying.shape[1]),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
@@ -12,18 +12,15 @@ import torch
 from torch import nn
 
 from bvllm_adapters.checks import check_count
+from bvllm_adapters.context import is_looking, looking
 from bvllm_adapters.hosts.base import base_model, tokenizer_of
 from bvllm_adapters.hosts.evaluating import evaluating
 from bvllm_adapters.hosts.find import host_of
-from bvllm_adapters.hosts.generation import (
-    check_settings,
-    check_streamer,
-    completed,
-    of_prompt,
-)
-from bvllm_adapters.ledger import answering, ledger, stage
+from bvllm_adapters.hosts.generation import check_asking, completed, of_prompt
+from bvllm_adapters.ledger import answering, ledger, peak_memory, stage
 from bvllm_adapters.question import without
 from bvllm_adapters.seeing.encoding import Encoding
+from bvllm_adapters.seeing.pictures import pictured, reader_of
 from bvllm_adapters.seeing.saved_video import Origin, load_features, path_of, readable
 from bvllm_adapters.seeing.seen_by import identity
 from bvllm_adapters.seeing.seen_video import SeenVideo
@@ -71,18 +68,21 @@ class OpenVideo(SeenVideo):
     @overload
     def ask(self, question: Sequence[str], **settings: Any) -> list[Answer]: ...
     @torch.inference_mode()
-    def ask(self, question: str | Sequence[str], **settings: Any) -> Answer | list[Answer]:
+    def ask(
+        self, question: str | Sequence[str], *, look: bool = False, **settings: Any
+    ) -> Answer | list[Answer]:
         """Ask about what was seen so far: the video is not encoded again, only frames that no
         question has chosen before may be looked at once more, see `Encoding`.
 
         Args:
             question: may be empty; several are answered as one batch, in one list.
+            look: see `bvllm.ask`.
             settings: max_tokens, query, history, system, max_new_tokens and those of generate();
                 see `bvllm.ask`. Of several questions each may have a query of its own, in a list.
         """
         questions = [question] if isinstance(question, str) else list(question)
-        with ledger() as seconds:
-            answers = _answers([self] * len(questions), questions, seconds, **settings)
+        with _booking(look) as booked:
+            answers = _answers([self] * len(questions), questions, booked, **settings)
         return answers[0] if isinstance(question, str) else answers
 
 
@@ -169,6 +169,7 @@ def ask(
     end: float | None = None,
     max_frames: int | None = None,
     progress: Progress | None = None,
+    look: bool = False,
     **generate: Any,
 ) -> Answer:
     """Ask a wrapped or native model one question about a video or image.
@@ -187,6 +188,8 @@ def ask(
             `generation_config`, `return_dict_in_generate`, `streamer` or `stopping_criteria`.
             `max_length` counts the ids of the prompt too, the video as one. Processors and
             criteria see the new ids alone. What cannot follow behind visual tokens is refused.
+        look: the trace tells more, for a report: pictures of the chosen frames, where tokens looked
+            and which were merged, bytes of each stage. The answer is the same.
         video, processor, encoding, fps, start, end, max_frames, progress: see `open_video`.
 
     Raises:
@@ -194,8 +197,8 @@ def ask(
         TypeError, ValueError: for a wrong setting, by its name, before the video is read.
     """
     check_query(tokenizer_of(base_model(model)).frame_selector, query)
-    _check(host_of(base_model(model)), [question], max_tokens, history, system, generate)
-    with ledger() as seconds:
+    check_asking(host_of(base_model(model)), [question], max_tokens, history, system, generate)
+    with _booking(look) as booked:
         opened = open_video(
             model,
             video,
@@ -208,7 +211,7 @@ def ask(
             progress=progress,
         )
         (answer,) = _answers(
-            [opened], [question], seconds,
+            [opened], [question], booked,
             max_tokens=max_tokens, query=query, history=history, system=system, **generate,
         )  # fmt: skip
     return answer
@@ -220,6 +223,7 @@ def ask_batch(
     *,
     batch_size: int = 8,
     query: Query = None,
+    look: bool = False,
     **settings: Any,
 ) -> list[Answer]:
     """Questions about several videos and images of one model, several in one call of it.
@@ -228,7 +232,7 @@ def ask_batch(
         items: an open video with one question each, and its history if it has one; a video may
             come any number of times.
         batch_size: prompts that the language model sees at a time.
-        query: see `ask`; one, or a list of one for each item.
+        query: see `ask`; one, or a list of one for each item. look: see `ask`.
         settings: max_tokens, system, max_new_tokens and those of generate(), see `ask`.
 
     Returns:
@@ -248,17 +252,28 @@ def ask_batch(
         batch = given[here]
         videos, questions = [item[0] for item in batch], [item[1] for item in batch]
         own = [item[2] if len(item) > 2 else None for item in batch]
-        with ledger() as seconds:
+        with _booking(look) as booked:
             answers += _answers(
-                videos, questions, seconds, query=queries[here], histories=own, **settings
+                videos, questions, booked, query=queries[here], histories=own, **settings
             )
     return answers
+
+
+Booked = tuple[dict[str, float], dict[str, int] | None]
+"""Seconds of each stage; with a look its bytes."""
+
+
+@contextmanager
+def _booking(look: bool) -> Iterator[Booked]:
+    """What is inside is booked and, with a look, says where its tokens come from."""
+    with ledger() as seconds, peak_memory() if look else nullcontext() as peaks, looking(look):
+        yield seconds, peaks
 
 
 def _answers(
     videos: Sequence[OpenVideo],
     questions: Sequence[str],
-    seconds: dict[str, float],
+    booked: Booked,
     *,
     max_tokens: int | None = None,
     query: Query = None,
@@ -272,7 +287,7 @@ def _answers(
     first = videos[0]
     earlier = [history if own is None else own for own in histories or [None] * len(videos)]
     for turns in earlier:
-        _check(first.host, questions, max_tokens, turns, system, generate)
+        check_asking(first.host, questions, max_tokens, turns, system, generate)
     in_prompt: dict[str, Any] = {}  # what not every host has a place for
     if any(earlier):
         in_prompt["history"] = [[(without(q), without(a)) for q, a in turns] for turns in earlier]
@@ -293,8 +308,15 @@ def _answers(
             )  # fmt: skip
     each, output = len(replies) // len(questions), getattr(replies, "output", None)
     budget = tokenizer.config.max_tokens if max_tokens is None else max_tokens
+    seconds, peaks = booked
     answers = []
     for i, (visual, video) in enumerate(zip(tokens, videos, strict=True)):
+        texts = tuple(replies[i * each : (i + 1) * each])
+        source = video.encoded.source
+        more: dict[str, Any] = {}
+        if is_looking():
+            sampled = tokenizer.spatial_sampler is not None
+            more = pictured(video.encoded, visual, sampled=sampled)
         trace = Trace.of(
             visual,
             max_tokens=budget,
@@ -302,8 +324,13 @@ def _answers(
             tower_passes=video.tower_passes,
             scout_passes=video.encoded.sight.scout_passes,
             selector=tokenizer.config.selector,
+            question=questions[i],
+            answer=texts[0],
+            source=None if source is None else source.source,
+            bytes=None if peaks is None else {**peaks},
+            pictures_later=reader_of(video.encoded, video.origin.reading),
+            **more,
         )
-        texts = tuple(replies[i * each : (i + 1) * each])
         generated = None if output is None else of_prompt(output, i, len(videos))
         answers.append(Answer(texts[0], trace, texts, generated))
     return answers
@@ -315,36 +342,3 @@ def _for_each(query: Query, count: int) -> list[str | None]:
     if len(query) != count:
         raise ValueError(f"query: got {len(query)}, wanted {count}, one for each question")
     return [*query]
-
-
-def _check(
-    host: Any,
-    questions: Sequence[str],
-    max_tokens: int | None,
-    history: Turns,
-    system: str | None,
-    generate: dict[str, Any],
-) -> None:
-    """Raises TypeError or ValueError naming the setting, what came and what was wanted."""
-    takes = inspect.signature(host.answers).parameters
-    for question in questions:
-        if not isinstance(question, str):
-            raise ValueError(f"question: got {type(question).__name__}, wanted a string")
-    if max_tokens is not None:
-        check_count("max_tokens", max_tokens)
-    check_settings(generate, also={*takes} - {"model", "processor", "questions", "tokens"})
-    check_streamer(generate, len(questions))
-    if isinstance(history, str) or not isinstance(history, Sequence):
-        raise TypeError(f"history: got {type(history).__name__}, wanted (question, answer) pairs")
-    for i, turn in enumerate(history):
-        pair = isinstance(turn, Sequence) and not isinstance(turn, str) and len(turn) == 2
-        if not pair or not all(isinstance(text, str) for text in turn):
-            raise TypeError(f"history[{i}]: got {turn!r:.80}, wanted (question, answer) as texts")
-    if system is not None and not isinstance(system, str):
-        raise TypeError(f"system: got {type(system).__name__}, wanted a text")
-    for name, value in (("history", history or None), ("system", system)):
-        if value is not None and name not in takes:
-            raise ValueError(
-                f"{name}: got {value!r:.80}, wanted none, as {type(host).__name__} has no place "
-                "for it in its prompt"
-            )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -19,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bvllm_adapters.config import FrameFeature
+from bvllm_adapters.context import in_float32 as in_float32
 
 PatchReader = Callable[[Tensor], Tensor]
 """(k,) int64 frame indices, ascending and distinct -> (k, P, C) patch features."""
@@ -128,9 +128,11 @@ class Selection:
 
     `scores` are the (T,) float32 numbers that a selector without training chose frames by; None
     where there are none. `note` is what whoever asks should know of how the question was read.
+    `query_scores` are the (K, T) float32 ones of each query of a learned selector.
     """
 
     scores: Tensor | None = None
+    query_scores: Tensor | None = None
     note: str | None = None
 
     def __init__(self, weights: Tensor, size: Tensor, support: Tensor | None = None) -> None:
@@ -245,6 +247,10 @@ class VisualTokens:
             0; increases within a row. None: a merger of one's own did not say it.
         layout: what the host said of the video, see `FrameFeatures`.
         beside: as many of the host's tokens of no frame as the budget leaves room for.
+        members: (M, R) int64, inside of `looking`: the token that each output of the spatial
+            sampler is in, -1 where its frame got none.
+        looked: (M, R, P) float32, likewise: where each of them looked, from its cross-attention;
+            rows sum to 1. None: without a sampler.
     """
 
     tokens: Tensor
@@ -255,6 +261,8 @@ class VisualTokens:
     place: Tensor | None = None
     layout: Any = None
     beside: int = 0
+    members: Tensor | None = None
+    looked: Tensor | None = None
 
     @property
     def frame(self) -> Tensor:
@@ -318,15 +326,6 @@ def first_max(x: Tensor) -> Tensor:
     promise on a GPU."""
     position = torch.arange(x.shape[-1], device=x.device)
     return torch.where(x == x.amax(dim=-1, keepdim=True), position, len(position)).amin(dim=-1)
-
-
-def in_float32(near: Tensor) -> AbstractContextManager[Any]:
-    """Inside the block autocast, which may run around it, leaves float32 on this tensor's device
-    alone: what is chosen and merged in training is what evaluation would choose and merge."""
-    kind = near.device.type
-    if near.is_meta or not torch.is_autocast_enabled(kind):  # there is none on the meta device
-        return nullcontext()
-    return torch.autocast(kind, enabled=False)
 
 
 def check_tensor(name: str, value: object, axes: str, *, finite: bool = True) -> None:

@@ -76,13 +76,16 @@ class FrameSelector(nn.Module):
 
         Returns:
             Selection with weights (K, T), rows summing to 1, in time order; with `frame_count`
-            (n, T), one-hot rows of n different frames.
+            (n, T), one-hot rows of n different frames. Its `query_scores` are the queries' own.
         """
         scores = self.scores(cls, text_ids, seconds=seconds)
         if self.frame_count is not None and self.hard:
-            return self.frame_count.select(scores, most=max_frames)
-        support = self.support_of(scores)
-        return Selection.of(self.choose(scores, generator, support), support)
+            chosen = self.frame_count.select(scores, most=max_frames)
+        else:
+            support = self.support_of(scores)
+            chosen = Selection.of(self.choose(scores, generator, support), support)
+        chosen.query_scores = scores.detach()
+        return chosen
 
     @property
     def hard(self) -> bool:

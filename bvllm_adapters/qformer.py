@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from bvllm_adapters.context import in_float32, noted_maps
 from bvllm_adapters.weights.checkpoint import load_strictly
 from bvllm_adapters.weights.qformer_names import INSTRUCTBLIP_NAMES, LAVIS_NAMES, renamed
 
@@ -47,6 +48,21 @@ class Attention(nn.Module):
         read = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         out: Tensor = self.norm(x + self.output(rearrange(read, "b h n d -> b n (h d)")))
         return out
+
+    @torch.no_grad()
+    def looks(self, x: Tensor, source: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, X, S) float32: how much each of x looks at each of source, the mean over heads."""
+        dtype = self.query.weight.dtype
+        with in_float32(x):
+            query, key = (
+                rearrange(part, "b n (h d) -> b h n d", h=self.heads).float()
+                for part in (self.query(x.to(dtype)), self.key(source.to(dtype)))
+            )
+            scores = query @ key.transpose(2, 3) / query.shape[3] ** 0.5
+            if mask is not None:
+                scores = scores.masked_fill(~rearrange(mask, "b s -> b 1 1 s"), -torch.inf)
+            found: Tensor = scores.softmax(dim=3).mean(dim=1)
+            return found
 
 
 class FeedForward(nn.Module):
@@ -83,9 +99,10 @@ class QFormerLayer(nn.Module):
         mask: Tensor | None,
         visual_mask: Tensor | None,
         counts: Sequence[int] | None = None,
+        maps: list[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """The text stays in as many rows as it came; `counts` says how many visual rows each has,
-        and queries come back in a row for each of those."""
+        and queries come back in a row for each of those. Where they looked goes into `maps`."""
         both = queries if text is None else torch.cat([queries, text], dim=1)
         if self.text_ffn is None:
             text = None
@@ -94,6 +111,8 @@ class QFormerLayer(nn.Module):
         if counts is not None:
             queries = repeated(queries, counts)
         if self.cross_attention is not None:
+            if maps is not None:
+                maps.append(self.cross_attention.looks(queries, visual, visual_mask))
             queries = self.cross_attention(queries, visual, visual_mask)
         queries = self.query_ffn(queries)
         if text is not None and self.text_ffn is not None:
@@ -160,7 +179,7 @@ class QFormer(nn.Module):
                 then computed once a text.
 
         Returns:
-            (B, Q, H); no attention map is kept.
+            (B, Q, H); no attention map is kept, but those that `attention_maps` asks for.
         """
         self._check(queries, visual, text_ids, text_mask, visual_mask, counts)
         text = None
@@ -174,8 +193,9 @@ class QFormer(nn.Module):
             mask = torch.cat([text_mask.new_ones(queries.shape[:2]), text_mask], dim=1).bool()
         if visual_mask is not None:
             visual_mask = visual_mask.bool()
+        maps = noted_maps()
         for layer in self.layers:
-            queries, text = layer(queries, text, visual, mask, visual_mask, counts)
+            queries, text = layer(queries, text, visual, mask, visual_mask, counts, maps)
             if counts is not None:  # the first layer, behind which texts go with visual rows
                 text, mask = (x if x is None else repeated(x, counts) for x in (text, mask))
                 counts = None

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bvllm_adapters.context import attention_maps
 from bvllm_adapters.qformer import QFormer, repeated
+from bvllm_adapters.question import pad
 
 
 class SpatialSampler(nn.Module):
@@ -78,3 +80,33 @@ class SpatialSampler(nn.Module):
 def knows_counts(reads: Callable[..., Any]) -> bool:
     """Whether it names `counts`; what takes any keyword need not know what this one means."""
     return "counts" in inspect.signature(reads).parameters
+
+
+def sample_frames(
+    sampler: Any, frames: Sequence[Tensor], texts: Sequence[Tensor], *, prepared: bool
+) -> tuple[list[Tensor], list[Tensor | None]]:
+    """(M, P, C) frames of each video and its (L,) question -> (M, R, H) tokens of each and, inside
+    of `looking`, (M, R, P) where they looked, the mean over layers; None: it was not noted.
+
+    Args:
+        prepared: whether the sampler's `prepare` has seen the frames.
+    """
+    how: dict[str, Any] = {"prepared": True} if prepared else {}
+    sampled: dict[int, Tensor] = {}
+    looked: dict[int, Tensor] = {}
+    for shape in dict.fromkeys(video.shape[1:] for video in frames):  # of unlike pictures
+        of = [i for i, video in enumerate(frames) if video.shape[1:] == shape]
+        counts = [len(frames[i]) for i in of]
+        asked = [texts[i] for i in of]
+        if knows_counts(sampler.forward):  # a question is read once for all frames of a video
+            how["counts"] = counts
+        else:
+            asked = [text for text, n in zip(asked, counts, strict=True) for _ in range(n)]
+        with attention_maps() as maps:
+            made = sampler(torch.cat([frames[i] for i in of]), *pad(asked), **how)
+        sampled.update(zip(of, made.split(counts), strict=True))
+        wanted = (*made.shape[:2], shape[0])
+        maps = [each for each in maps if each.shape == wanted]  # a sampler of one's own may do more
+        if maps:
+            looked.update(zip(of, torch.stack(maps).mean(dim=0).split(counts), strict=True))
+    return [sampled[i] for i in range(len(frames))], [looked.get(i) for i in range(len(frames))]

@@ -30,7 +30,9 @@ class TemporalMerger(nn.Module):
         """(K, T) choices -> (M, T), M <= K, in time order; sizes say how many each holds."""
         # In float32 under autocast too: what is merged must keep its weight.
         with in_float32(selection.size):
-            return self.merge(selection.in_time_order())
+            merged = self.merge(selection.in_time_order())
+        merged.query_scores = selection.query_scores
+        return merged
 
     def merge(self, selection: Selection) -> Selection:
         """As forward(), of choices in time order."""

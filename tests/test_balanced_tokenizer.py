@@ -8,7 +8,7 @@ from torch import nn
 
 import bvllm_adapters as bvllm
 from bvllm_adapters import BalancedTokenizer, BalancedTokenizerConfig, FrameFeatures
-from bvllm_adapters.budget_merger import prompt_shares
+from bvllm_adapters.budget_merger import shares_in_prompt
 from bvllm_adapters.build import build_qformer
 from bvllm_adapters.spatial_sampler import SpatialSampler
 from bvllm_adapters.training.dummy_video import zero_of
@@ -147,9 +147,9 @@ def test_an_empty_batch_is_an_empty_list():
 
 
 def test_every_visual_input_of_a_prompt_gets_a_token_before_any_gets_two():
-    assert prompt_shares([(4, 3), (1, 3)], [[9, 1, 1, 1], [1]], 2) == [[1, 0, 0, 0], [1]]
-    assert prompt_shares([(4, 3), (1, 3)], [[1, 1, 9, 1], [1]], 3) == [[1, 0, 1, 0], [1]]
-    assert prompt_shares([(2, 3)], [[1, 1]], None) == [[3, 3]]
+    assert shares_in_prompt([[3] * 4, [3]], [[9, 1, 1, 1], [1]], 2) == [[1, 0, 0, 0], [1]]
+    assert shares_in_prompt([[3] * 4, [3]], [[1, 1, 9, 1], [1]], 3) == [[1, 0, 1, 0], [1]]
+    assert shares_in_prompt([[3] * 2], [[1, 1]], None) == [[3, 3]]
 
 
 @pytest.mark.parametrize(

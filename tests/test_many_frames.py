@@ -18,7 +18,7 @@ from bvllm_adapters import (
     TemporalMerger,
     testing,
 )
-from bvllm_adapters.budget_merger import prompt_shares
+from bvllm_adapters.budget_merger import shares_in_prompt
 from bvllm_adapters.trace import Trace
 
 MANY, WIDTH, PATCHES = 20_000, 4, 2
@@ -108,7 +108,7 @@ def test_shares_look_at_each_size_a_few_times() -> None:
             return float(self) > float(other)
 
     sizes = [[Counted(i % 7) for i in range(MANY)], [Counted(1.0)]]
-    shares = prompt_shares([(MANY, 2), (1, 2)], sizes, 100)
+    shares = shares_in_prompt([[2] * MANY, [2]], sizes, 100)
     assert sum(map(sum, shares)) == 100 and shares[1] == [1]
     assert shares[0][6] == 1  # the first of those that were chosen most
     assert Counted.compared <= 4 * MANY

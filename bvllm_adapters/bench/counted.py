@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from bvllm_adapters.bench.reading import Reading
 from bvllm_adapters.bench.shapes import counted, empty, flops_of, in_shape, shape_of
 from bvllm_adapters.bench.unwrapped import CHUNK, own_way
-from bvllm_adapters.budget_merger import merge_to, prompt_shares
+from bvllm_adapters.budget_merger import merge_to, shares_in_prompt
 from bvllm_adapters.features import Selection
 from bvllm_adapters.hosts.base import tokenizer_of
 from bvllm_adapters.hosts.find import host_of
@@ -171,7 +171,7 @@ class Counter:
         at = [i * frames // chosen for i in range(chosen)]
         (_, patches), _ = self.look(1)
         each = self._sampled(empty(1, *patches.shape[1:], dtype=self.tokenizer.dtype), 2)[0]
-        (shares,) = prompt_shares([(chosen, each.shape[1])], [choices], budget)
+        (shares,) = shares_in_prompt([[each.shape[1]] * chosen], [choices], budget)
         room = Encoding().device_bytes + Encoding().host_bytes
         kept = frames <= KEEP_FRAMES and frames * patches.nbytes <= room
         passes = chosen if config.scout is not None else frames if kept else frames + chosen

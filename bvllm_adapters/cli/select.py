@@ -27,6 +27,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="JSON messages of OpenAI's chat completions, which vLLM and others take; - for stdout",
     )
+    to.add_argument(
+        "--report", metavar="FILE", help="a page that shows them (.html, .png), or data (.json)"
+    )
     add_selector(parser)
     parser.add_argument("--query", help="what the scout reads in place of QUESTION, as it is")
     parser.add_argument("--fps", type=float, default=1.0, help="frames looked at per second (1)")
@@ -53,12 +56,15 @@ def run(options: argparse.Namespace) -> int:
         save_messages,
     )
     from bvllm_adapters.selectors.frames_of import select_frames
+    from bvllm_adapters.trace import check_file
 
     check_count("frames", options.frames)
     if options.size is not None:
         check_count("size", options.size, least=16)
     if options.out is not None:  # before anything is read
         check_free(Path(options.out), replace=options.force)
+    if options.report is not None:
+        check_file(options.report)
     selector = _selector(options)
     query = {} if options.query is None else {"query": options.query}
     with tqdm(desc="reading", unit="frame", leave=False, disable=None) as bar:
@@ -80,6 +86,10 @@ def run(options: argparse.Namespace) -> int:
         )
     if chosen.selection.note is not None:
         print(f"bvllm: {chosen.selection.note}", file=sys.stderr)
+    if options.report is not None:
+        chosen.trace.save(options.report)
+        print(f"{len(chosen.frames)} frames in {options.report}")
+        return 0
     if options.messages is not None:
         found = messages(chosen, options.question, size=options.size or MESSAGE_SIZE)
         if options.messages == "-":

@@ -136,6 +136,43 @@ def check_streamer(settings: Mapping[str, Any], prompts: int) -> None:
             raise ValueError(f"streamer: got {name} of {count}, wanted 1, as it gets one answer")
 
 
+def check_asking(
+    host: Any,
+    questions: Sequence[str],
+    max_tokens: int | None,
+    history: Sequence[tuple[str, str]],
+    system: str | None,
+    generate: dict[str, Any],
+) -> None:
+    """TypeError or ValueError naming the setting of a question, what came and what was wanted.
+
+    Args:
+        generate: settings of generate(). The others: see `bvllm_adapters.ask`.
+    """
+    takes = inspect.signature(host.answers).parameters
+    for question in questions:
+        if not isinstance(question, str):
+            raise ValueError(f"question: got {type(question).__name__}, wanted a string")
+    if max_tokens is not None:
+        check_count("max_tokens", max_tokens)
+    check_settings(generate, also={*takes} - {"model", "processor", "questions", "tokens"})
+    check_streamer(generate, len(questions))
+    if isinstance(history, str) or not isinstance(history, Sequence):
+        raise TypeError(f"history: got {type(history).__name__}, wanted (question, answer) pairs")
+    for i, turn in enumerate(history):
+        pair = isinstance(turn, Sequence) and not isinstance(turn, str) and len(turn) == 2
+        if not pair or not all(isinstance(text, str) for text in turn):
+            raise TypeError(f"history[{i}]: got {turn!r:.80}, wanted (question, answer) as texts")
+    if system is not None and not isinstance(system, str):
+        raise TypeError(f"system: got {type(system).__name__}, wanted a text")
+    for name, value in (("history", history or None), ("system", system)):
+        if value is not None and name not in takes:
+            raise ValueError(
+                f"{name}: got {value!r:.80}, wanted none, as {type(host).__name__} has no place "
+                "for it in its prompt"
+            )
+
+
 def completed(settings: Mapping[str, Any], own: Any) -> dict[str, Any]:
     """Settings with what they leave to us.
 

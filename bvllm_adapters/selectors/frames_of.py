@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,15 +20,18 @@ from bvllm_adapters.checks import check_count
 from bvllm_adapters.features import Selection
 from bvllm_adapters.selectors.choosing import check_query
 from bvllm_adapters.selectors.names import named_selector
+from bvllm_adapters.trace import FrameTrace, Trace
 from bvllm_adapters.video.frames import (
     Frames,
     FrameSource,
     Indices,
     Progress,
     SourceChanged,
+    Times,
     Video,
     VideoError,
 )
+from bvllm_adapters.video.pictures import small_jpeg
 from bvllm_adapters.video.prefetch import ahead
 from bvllm_adapters.video.read import Source, open_source
 from bvllm_adapters.weights.device import device_of
@@ -47,11 +50,51 @@ class ChosenFrames(Video):
         scores: (K,) float32 what each was chosen by, from 0 to 1; None where nothing was looked at.
         selection: of all T frames: `selection.scores` has the others' too, and `selection.note`
             what is to be known of how the question was read.
+        times: (T,) seconds of all frames. question: what they were chosen for. selector: by what.
     """
 
     index: Indices
     scores: npt.NDArray[np.float32] | None
     selection: Selection
+    times: Times | None = field(default=None, kw_only=True)
+    question: str = field(default="", kw_only=True)
+    selector: str | None = field(default=None, kw_only=True)
+
+    @property
+    def trace(self) -> Trace:
+        """The choice as plain data, to be looked at: `chosen.trace.save("chosen.html")`."""
+        pairs = zip(self.index.tolist(), self.seconds.tolist(), strict=True)
+        scores = self.selection.scores
+        frames = tuple(
+            FrameTrace(
+                frame=frame,
+                second=second,
+                weights={frame: 1.0},
+                choices=1.0,
+                tokens=0,
+                score=None if scores is None else float(scores[frame]),
+            )
+            for frame, second in pairs
+        )
+        own = dict(zip(self.index.tolist(), self.frames, strict=True))
+        return Trace(
+            frames_decoded=self.selection.num_frames,
+            frames=frames,
+            num_tokens=0,
+            max_tokens=None,
+            seconds={},
+            selector=self.selector,
+            note=self.selection.note,
+            question=self.question or None,
+            source=self.source,
+            times=self.times,
+            scores=None if scores is None else scores.cpu().numpy(),
+            pictures_later=lambda wanted: {i: small_jpeg(own[i]) for i in wanted},
+        )
+
+    def _repr_html_(self) -> str:
+        """In a notebook."""
+        return self.trace._repr_html_()
 
 
 def select_frames(
@@ -161,6 +204,9 @@ def _chosen(
         index=index,
         scores=None if scores is None else scores.cpu().numpy()[index],
         selection=selection,
+        times=source.seconds,
+        question=question,
+        selector=getattr(selector, "name", None),
     )
 
 
