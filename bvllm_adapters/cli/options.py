@@ -26,7 +26,7 @@ def add_asking(parser: argparse.ArgumentParser) -> None:
     add_placement(parser)
 
 
-def add_placement(parser: argparse.ArgumentParser) -> None:
+def add_placement(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--device", help="as torch names it (the GPU, if there is one)")
     dtypes = ["float32", "float16", "bfloat16"]
     parser.add_argument(
