@@ -126,7 +126,9 @@ def test_batches_change_nothing_and_each_video_is_opened_once(
 
 def test_by_likelihood_the_probabilities_are_the_models_own(demo: Any, folder: Path) -> None:
     model, processor = demo
-    found = run(demo, folder / "options.jsonl", by="likelihood", batch_size=3)
+    rows = [json.loads(line) for line in (folder / "options.jsonl").read_text().splitlines()]
+    rows[0]["options"] += ["top left or bottom right"]  # the others are of one token
+    found = run(demo, write(folder / "words.jsonl", rows), by="likelihood", batch_size=3)
     assert found.summary.whole.accuracy > 0.7
     assert found.summary.by_length is not None and "by likelihood over length" in str(found)
     row = found.rows[0]
