@@ -85,11 +85,18 @@ def _file(options: argparse.Namespace, given: dict[str, Any]) -> int:
     from bvllm_adapters.cli.asked_model import asked_model
     from bvllm_adapters.cli.placement import placement
     from bvllm_adapters.cli.selecting import asked_selector
-    from bvllm_adapters.evaluation.table_accuracy import evaluate_file
+    from bvllm_adapters.evaluation.table_accuracy import evaluate_file, questions_of
     from bvllm_adapters.tables.results import open_to_append
     from bvllm_adapters.tables.table import read_table
 
-    table = read_table(options.what, name="FILE")  # before a model is loaded
+    table = read_table(options.what, name="FILE")  # this and more before a model is loaded
+    questions_of(
+        table,
+        Path(options.media or table.file.parent),
+        by=options.by,
+        group=options.group,
+        outside=bool(options.outside_media),
+    )
     if options.out is not None:
         open_to_append(options.out, "--out").close()
     device, dtype = placement(options)

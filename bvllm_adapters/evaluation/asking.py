@@ -58,7 +58,7 @@ class Asking:
 
 
 def ask_rows(pairs: Sequence[Pair], how: Asking) -> list[dict[str, Any]]:
-    """What came of each row; `seconds` are its part of the time that went by.
+    """What came of each row, of one or more; `seconds` are its part of the time that went by.
 
     Raises: see `ask_batch` and `likelihoods`.
     """
@@ -66,10 +66,9 @@ def ask_rows(pairs: Sequence[Pair], how: Asking) -> list[dict[str, Any]]:
     scored = [pair for pair in pairs if pair[0].by == "likelihood"]
     told = [pair for pair in pairs if pair[0].by != "likelihood"]
     found = {**_scored(scored, how), **_told(told, how)}
-    prompts = sum(row.pop("prompts") for row in found.values())
-    each = (time.perf_counter() - begin) / max(prompts, 1)
-    for question, _ in pairs:
-        found[question.row]["seconds"] = each * len(how.orders(question))
+    each = (time.perf_counter() - begin) / sum(row["prompts"] for row in found.values())
+    for row in found.values():
+        row["seconds"] = each * row["prompts"]
     return [found[question.row] for question, _ in pairs]
 
 
@@ -92,7 +91,7 @@ def _told(pairs: Sequence[Pair], how: Asking) -> dict[int, dict[str, Any]]:
     for question, _ in pairs:
         each = [_judged(question, order, next(answers)) for order in how.orders(question)]
         row = each[0][0] if len(each) == 1 else _all_of([one for one, _ in each])
-        found[question.row] = _row(question, row, each[0][1], len(each))
+        found[question.row] = _row(question, row, [trace for _, trace in each])
     return found
 
 
@@ -146,13 +145,12 @@ def _scored(pairs: Sequence[Pair], how: Asking) -> dict[int, dict[str, Any]]:
             "right_by_length": by_length == question.right,
             "likelihoods": [round(one.total, 5) for one in of],
         }
-        found[question.row] = _row(question, row, here[0][0].trace, 1)
+        found[question.row] = _row(question, row, [answer.trace for answer, _ in here])
     return found
 
 
-def _row(
-    question: TableQuestion, came: dict[str, Any], trace: Trace, prompts: int
-) -> dict[str, Any]:
+def _row(question: TableQuestion, came: dict[str, Any], traces: Sequence[Trace]) -> dict[str, Any]:
+    """Args: traces: of all prompts that were made of it; the first is told."""
     options = {"options": list(question.options)} if question.options else {}
     return {
         **identity(question),
@@ -160,10 +158,10 @@ def _row(
         **options,
         "answer": question.answers[0] if len(question.answers) == 1 else [*question.answers],
         **came,
-        "tokens": trace.num_tokens,
-        "max_tokens": trace.max_tokens,
-        "trace": compact(trace),
-        "prompts": prompts,
+        "tokens": max(trace.num_tokens for trace in traces),
+        "max_tokens": traces[0].max_tokens,
+        "trace": compact(traces[0]),
+        "prompts": len(traces),
     }
 
 

@@ -33,8 +33,8 @@ class FileResults:
     """What came of a table.
 
     Args:
-        rows: of each row, in the table's order: what was asked, said and meant, whether it is right
-            and by which frames; or "error". summary: of all of them; `print` shows it.
+        rows: of each row, in the table's order: what was asked, said and predicted, whether that is
+            right, and the trace of its first prompt; or "error". summary: of all; `print` shows it.
     """
 
     rows: list[dict[str, Any]]
@@ -111,10 +111,8 @@ def evaluate_file(
     check_number("max_errors", max_errors, least=0, most=1)
     Sampling(fps, None, None, max_frames)
     table = file if isinstance(file, Table) else read_table(file, name="file")
-    if group is not None and group not in table.columns:
-        raise ValueError(f"group: got {group!r}, wanted one of the columns {table.columns}")
     folder = table.file.parent if media is None else Path(media)
-    questions, errors = _questions(table, folder, by, outside_media)
+    questions, errors = questions_of(table, folder, by=by, group=group, outside=outside_media)
     base = base_model(model)
     selector = tokenizer_of(base).frame_selector
     for question in questions:
@@ -169,14 +167,25 @@ def evaluate_file(
     return FileResults(rows, summary_of(rows, group=group, seed=seed))
 
 
-def _questions(
-    table: Table, folder: Path, by: By | None, outside: bool
+def questions_of(
+    table: Table,
+    media: Path,
+    *,
+    by: By | None = None,
+    group: str | None = None,
+    outside: bool = False,
 ) -> tuple[list[TableQuestion], list[dict[str, Any]]]:
-    """Rows that can be asked, and what is said of the others."""
+    """Rows that can be asked, and what is said of the others; see `evaluate_file`.
+
+    Raises:
+        ValueError: no row can be asked, or none has the column `group`.
+    """
+    if group is not None and group not in table.columns:
+        raise ValueError(f"group: got {group!r}, wanted one of the columns {table.columns}")
     questions, errors = [], []
     for row in table.rows:
         try:
-            questions.append(table_question(row, folder, by=by, outside=outside))
+            questions.append(table_question(row, media, by=by, outside=outside))
         except RowError as error:
             name = str(row.values.get("id", row.number))
             video = str(row.values.get("video"))
