@@ -170,7 +170,7 @@ def identity(question: TableQuestion) -> dict[str, Any]:
     return {
         "row": question.row,
         "id": question.name,
-        "video": str(question.video),
+        "video": question.named,
         "by": question.by,
         "columns": dict(question.columns),
     }

@@ -141,7 +141,8 @@ def _lines(found: Summary) -> Iterator[str]:
             )
         if found.each_time is not None:
             yield f"          {found.each_time:.3f} of all orders of options, each on its own"
-        yield f"rows      {whole.rows} about {whole.videos} videos, of {found.rows} in the table"
+        yield f"rows      {whole.rows} of {found.rows} in the table"
+        yield f"videos    {whole.videos}"
     if found.unparsed:
         yield f"unparsed  {found.unparsed}, counted as not right"
     if found.errors:

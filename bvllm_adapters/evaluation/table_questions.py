@@ -24,6 +24,7 @@ class TableQuestion:
     Args:
         row: its number, from 1. name: what its id column says, else the number. place: of the row,
             for messages.
+        video: where it is. named: how the row names it.
         by: how an answer is judged. text: the question. query: what a scout reads; None: the text.
         options: to choose from; none where `by` is "match". right: the place of the right one.
         answers: texts that are right; of options, the one.
@@ -34,6 +35,7 @@ class TableQuestion:
     name: str
     place: str
     video: Path
+    named: str
     text: str
     by: By
     options: tuple[str, ...]
@@ -56,7 +58,8 @@ def table_question(
         RowError: what cannot be asked or judged; names the column, what came and what was wanted.
     """
     values = row.values
-    video = media_path("video", _text(values, "video"), media, outside=outside, absolute=False)
+    named = _text(values, "video")
+    video = media_path("video", named, media, outside=outside, absolute=False)
     text = _text(values, "question")
     query = _text(values, "query") if "query" in values else None
     way: By = by or ("letter" if "options" in values else "match")
@@ -73,7 +76,18 @@ def table_question(
     name = str(values.get("id", row.number))
     columns = {key: value for key, value in values.items() if key not in FIELDS}
     return TableQuestion(
-        row.number, name, row.place, video, text, way, options, right, answers, query, columns
+        row.number,
+        name,
+        row.place,
+        video,
+        named,
+        text,
+        way,
+        options,
+        right,
+        answers,
+        query,
+        columns,
     )
 
 

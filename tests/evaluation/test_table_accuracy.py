@@ -130,7 +130,7 @@ def test_by_likelihood_the_probabilities_are_the_models_own(demo: Any, folder: P
     assert found.summary.whole.accuracy > 0.7
     assert found.summary.by_length is not None and "by likelihood over length" in str(found)
     row = found.rows[0]
-    video = bvllm.open_video(model, row["video"], processor=processor)
+    video = bvllm.open_video(model, folder / row["video"], processor=processor)
     turns = messages([f"{VIDEO_TOKEN}\n{row['question']}"], None)
     prompt = processor.tokenizer(processor.apply_chat_template(turns, add_generation_prompt=True))
     for option, total in zip(row["options"], row["likelihoods"], strict=True):
