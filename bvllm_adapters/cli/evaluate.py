@@ -7,7 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bvllm_adapters.cli.options import add_model, add_placement, add_untrained, counts
+from bvllm_adapters.cli.options import (
+    add_model,
+    add_placement,
+    add_skip_similar,
+    add_untrained,
+    counts,
+)
 from bvllm_adapters.cli.selecting import add_selector
 
 TEXT = "measure accuracy on questions of one's own, or on generated videos"
@@ -52,6 +58,7 @@ def of_file(group: argparse._ActionsContainer) -> None:
                        "before it stops (0.5)")  # fmt: skip
     group.add_argument("--retry-errors", action="store_true", default=None, help="ask rows again "
                        "that failed before")  # fmt: skip
+    add_skip_similar(group)
     add_selector(group)
     add_placement(group)
 
@@ -86,6 +93,7 @@ def _file(options: argparse.Namespace, given: dict[str, Any]) -> int:
     from bvllm_adapters.cli.placement import placement
     from bvllm_adapters.cli.selecting import asked_selector
     from bvllm_adapters.evaluation.table_accuracy import evaluate_file, questions_of
+    from bvllm_adapters.seeing.encoding import Encoding
     from bvllm_adapters.tables.results import open_to_append
     from bvllm_adapters.tables.table import read_table
 
@@ -99,6 +107,7 @@ def _file(options: argparse.Namespace, given: dict[str, Any]) -> int:
     )
     if options.out is not None:
         open_to_append(options.out, "--out").close()
+    encoding = Encoding(skip_similar=options.skip_similar)
     device, dtype = placement(options)
     settings: dict[str, Any] = {}
     if options.selector is not None or options.scout is not None:
@@ -128,6 +137,7 @@ def _file(options: argparse.Namespace, given: dict[str, Any]) -> int:
             model,
             table,
             processor=processor,
+            encoding=encoding,
             progress=progress,
             **{name: given[name] for name in passed if name in given},
         )

@@ -294,6 +294,7 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         (["OPEN", "--out", "/nowhere/r.jsonl"], "--out: got /nowhere/r.jsonl"),
         (["OPEN", "--json", "/nowhere/r.json"], "--json: got /nowhere/r.json"),
         (["OPEN", "--group", "size"], "group: got 'size'"),
+        (["OPEN", "--skip-similar", "-1"], "skip_similar: got -1"),
     ],
 )
 def test_problems_of_the_command_are_one_line(
