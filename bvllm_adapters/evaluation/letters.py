@@ -96,7 +96,11 @@ def _stands(match: re.Match[str]) -> bool:
 
 
 def _held(said: str, options: Sequence[str]) -> list[int]:
-    """Options whose words stand in an answer one behind another."""
+    """The option that an answer is, or those whose words stand in it one behind another."""
+    bare = said.strip(" .!\"'`*").casefold()
+    same = [i for i, option in enumerate(options) if option.strip(" .!\"'`*").casefold() == bare]
+    if same and bare:
+        return same
     words = f" {normalised(said)} "
     texts = [normalised(option) for option in options]
     found = [i for i, text in enumerate(texts) if text and f" {text} " in words]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from bvllm_adapters.evaluation.table_questions import table_question
+from bvllm_adapters.evaluation.table_questions import FIELDS, table_question
 from bvllm_adapters.tables.media_paths import RowError
-from bvllm_adapters.tables.table import TableRow
+from bvllm_adapters.tables.table import TableRow, plain
 
 MEDIA = Path("videos")
 
@@ -107,3 +110,27 @@ def test_what_cannot_be_asked_is_told(values: dict[str, Any], told: str) -> None
 def test_videos_elsewhere_are_for_whoever_says_so() -> None:
     assert question(video="../a.mp4", outside=True).video == MEDIA / "../a.mp4"
     assert question(video="/else/a.mp4", outside=True).video == Path("/else/a.mp4")
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=6,
+)
+likely = st.sampled_from(["a.mp4", "A", "B", "x", "[", '["x"]', ["x", "y"], {"A": "x", "B": "y"}])
+
+
+@given(
+    values=st.fixed_dictionaries(
+        {}, optional={name: likely | anything for name in (*FIELDS, "kind")}
+    ),
+    by=st.sampled_from([None, "letter", "likelihood", "match"]),
+)
+def test_any_row_is_a_question_or_an_error(values: dict[str, Any], by: Any) -> None:
+    row = TableRow(1, "t:1", {name: plain(one) for name, one in values.items() if one is not None})
+    try:
+        found = table_question(row, MEDIA, by=by)
+    except RowError:
+        return
+    assert found.answers and (found.by == "match" or found.answers == (found.options[found.right],))
+    json.dumps(dict(found.columns))

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bvllm_adapters.tables.media_paths import RowError, media_path
 from bvllm_adapters.tables.table import plain, read_table
@@ -117,3 +120,39 @@ def test_absolute_paths_stay_in_the_folder_where_they_must(tmp_path: Path) -> No
             media_path("video", path, tmp_path, absolute=False)
     here = os.path.relpath(tmp_path)
     assert media_path("video", inside, Path(here), absolute=False) == Path(inside)
+
+
+pieces = st.sampled_from(
+    [
+        b'{"a": 1}',
+        b"\n",
+        b"a,b",
+        b'"',
+        b",",
+        b"\r\n",
+        b"[",
+        b"]",
+        b"{",
+        b"}",
+        b"1",
+        b"\0",
+        b"\xef\xbb\xbf",
+    ]
+)
+
+
+@given(
+    content=st.binary(max_size=60) | st.lists(pieces, max_size=12).map(b"".join),
+    name=st.sampled_from(["t.jsonl", "t.json", "t.csv", "t.tsv"]),
+)
+def test_any_file_is_a_table_or_an_error(content: bytes, name: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / name
+        file.write_bytes(content)
+        try:
+            table = read_table(file)
+        except ValueError as error:
+            assert str(file) in str(error)
+            return
+        assert len(table.digest()) == 64 and table.rows[0].number == 1
+        json.dumps([dict(row.values) for row in table.rows], allow_nan=False)
