@@ -12,7 +12,7 @@ PACKAGE = ROOT / "bvllm_adapters"
 
 # From the ground up: a module imports from its own floor or from those above it in this list.
 FLOORS = [
-    "data checks weights config context ledger report",
+    "data checks weights config context ledger report tables",
     "video",
     "features question qformer",
     "frame_count frame_selector temporal_merger spatial_sampler budget_merger scout trace",

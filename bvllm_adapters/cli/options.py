@@ -15,18 +15,22 @@ def add_model(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGro
 
 def add_asking(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-tokens", type=int, help="budget of visual tokens")
+    add_skip_similar(parser)
+    parser.add_argument("--fps", type=float, default=1.0, help="frames read per second (1)")
+    parser.add_argument("--max-new-tokens", type=int, help="length of the answer at most (128)")
+    add_placement(parser)
+
+
+def add_skip_similar(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--skip-similar",
         type=float,
         metavar="LEVELS",
         help="of 255: frames that differ less from the last one share its features (off)",
     )
-    parser.add_argument("--fps", type=float, default=1.0, help="frames read per second (1)")
-    parser.add_argument("--max-new-tokens", type=int, help="length of the answer at most (128)")
-    add_placement(parser)
 
 
-def add_placement(parser: argparse.ArgumentParser) -> None:
+def add_placement(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--device", help="as torch names it (the GPU, if there is one)")
     dtypes = ["float32", "float16", "bfloat16"]
     parser.add_argument(

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 
-def add_selector(parser: argparse.ArgumentParser) -> None:
+def add_selector(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--selector",
         help="coverage, relevance, uniform, random, top-k, best-of-bins, inverse-transform or "

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import sqrt
 
+import numpy as np
+
 Z95 = 1.959963984540054  # of the normal distribution, two-sided 95 %
 
 
@@ -40,3 +42,35 @@ def wilson(p: float, n: float) -> tuple[float, float]:
     half = Z95 * sqrt(p * (1 - p) / n + Z95**2 / (4 * n**2))
     whole = 1 + Z95**2 / n
     return max(0.0, (middle - half) / whole), min(1.0, (middle + half) / whole)
+
+
+def bootstrap(
+    right: Sequence[Sequence[bool]], *, seed: int = 0, draws: int = 10_000
+) -> tuple[float, float, float]:
+    """The share of right answers with a 95 % interval: (share, low, high), from 0 to 1.
+
+    Percentiles of the share over as many videos drawn anew, with replacement, each with all its
+    answers: a cluster bootstrap, as answers about one video are alike. Where all videos have the
+    same share, drawing them anew says nothing, and it is `share`'s interval.
+
+    Args:
+        right: for each video, whether each answer about it was right; lengths may differ.
+        seed: of the draws; the same gives the same interval.
+
+    Raises:
+        ValueError: no answers.
+    """
+    videos = [answers for answers in right if len(answers)]
+    p, low, high = share(videos)
+    rights = np.array([sum(answers) for answers in videos], np.float64)
+    counts = np.array([len(answers) for answers in videos], np.float64)
+    if len({*(rights / counts).tolist()}) == 1:
+        return p, low, high
+    rng = np.random.default_rng(seed)
+    shares = []
+    at_once = max(1, 1_000_000 // len(videos))  # that memory stays small
+    for begin in range(0, draws, at_once):
+        drawn = rng.integers(0, len(videos), (min(at_once, draws - begin), len(videos)))
+        shares.append(rights[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
+    low, high = np.percentile(np.concatenate(shares), [2.5, 97.5]).tolist()
+    return p, min(low, p), max(high, p)

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bvllm_adapters.question import without
-from bvllm_adapters.training.media_paths import RowError as RowError
-from bvllm_adapters.training.media_paths import media_path
+from bvllm_adapters.tables.media_paths import RowError as RowError
+from bvllm_adapters.tables.media_paths import media_path
 
 Kind = Literal["image", "video"]
 TAGS: dict[str, Kind] = {"<image>": "image", "<video>": "video"}

@@ -1,53 +1,17 @@
-"""Files that others wrote, read with errors that say which; files of ours, written whole."""
+"""YAML that others wrote, read with errors that say which file; files of ours, written whole."""
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from bvllm_adapters.tables.text import parse_json as parse_json
+from bvllm_adapters.tables.text import read_text as read_text
+
 ASIDE = ".unfinished"  # what is being written has this behind its name
-
-
-def read_text(name: str, file: str | Path) -> str:
-    """The text of a UTF-8 file, with or without a byte order mark.
-
-    Raises:
-        ValueError: a file that cannot be read.
-    """
-    try:
-        return Path(file).read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{name}: {file}: cannot be read ({error})") from error
-
-
-def parse_json(text: str, where: str) -> Any:
-    """What a JSON text holds.
-
-    Args:
-        where: file, and line if it is one of many, for messages.
-
-    Raises:
-        ValueError: no JSON, an object with one key twice, or what Python cannot hold.
-    """
-    try:
-        return json.loads(text, object_pairs_hook=_without_repeats)
-    except RecursionError as error:
-        raise ValueError(f"{where}: cannot be read (it is nested too deeply)") from error
-    except ValueError as error:
-        raise ValueError(f"{where}: cannot be read ({error})") from error
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"got {twice!r} twice in an object")
-    return found
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bvllm_adapters.checks import path
+from bvllm_adapters.tables.text import json_rows
 from bvllm_adapters.training.conversations import Medium, Row, RowError, parse
-from bvllm_adapters.training.files import parse_json, read_text
 
 
 @dataclass(frozen=True)
@@ -114,41 +114,8 @@ def read_rows(sources: Iterable[Source], *, name: str = "data", outside: bool = 
     """
     rows = Rows()
     for source in sources:
-        text = read_text(name, source.file)
-        found = _lines(name, source.file, text)
-        for place, raw in _list(name, source.file, text) if found is None else found:
+        for place, raw in json_rows(name, source.file):
             identity = raw.get("id") if isinstance(raw, Mapping) else None
             named = place + ("" if identity is None else f" (id {str(identity)[:80]})")
             rows.add(raw, source.media, named, outside=outside)
     return rows
-
-
-def _list(name: str, file: Path, text: str) -> Iterator[tuple[str, Any]]:
-    """Places and values of a JSON list."""
-    raws = parse_json(text, f"{name}: {file}")
-    if not isinstance(raws, list):
-        raise ValueError(f"{name}: {file}: got {type(raws).__name__}, wanted a list of rows")
-    for i, raw in enumerate(raws):
-        yield f"{file}[{i}]", raw
-
-
-def _lines(name: str, file: Path, text: str) -> Iterator[tuple[str, Any]] | None:
-    """Places and values of JSON lines; None: it is a text of another kind.
-
-    By its name or, under any other, by a first line that is an object, and more behind it.
-    """
-    if text.lstrip()[:1] == "[":
-        return None
-    lines = text.split("\n")
-    full = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    if file.suffix.lower() not in (".jsonl", ".ndjson"):
-        if len(full) < 2:
-            return None
-        try:
-            parse_json(full[0][1], "")
-        except ValueError:
-            return None
-    return (
-        (f"{file}:{number}", parse_json(line, f"{name}: {file}, line {number}"))
-        for number, line in full
-    )

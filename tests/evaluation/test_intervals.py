@@ -1,8 +1,10 @@
 import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from bvllm_adapters.evaluation.intervals import share, wilson
+from bvllm_adapters.evaluation.intervals import bootstrap, share, wilson
 
 
 def test_wilson_agrees_with_published_values():
@@ -50,3 +52,33 @@ def test_the_interval_holds_the_truth_as_often_as_it_says():
 def test_no_answers_are_refused():
     with pytest.raises(ValueError, match="right: got no answers"):
         share([[], []])
+
+
+@given(
+    right=st.lists(st.lists(st.booleans(), max_size=4), min_size=1, max_size=12).filter(any),
+    seed=st.integers(0, 9),
+)
+def test_a_bootstrap_holds_its_share_and_repeats(right, seed):
+    p, low, high = bootstrap(right, seed=seed, draws=200)
+    answers = [one for video in right for one in video]
+    assert p == pytest.approx(sum(answers) / len(answers))
+    assert 0 <= low <= p <= high <= 1
+    assert bootstrap(right, seed=seed, draws=200) == (p, low, high)
+    assert bootstrap([*right, []], seed=seed, draws=200) == (p, low, high)
+
+
+def test_a_bootstrap_of_single_answers_is_about_wilsons():
+    right = [[True]] * 120 + [[False]] * 80
+    assert bootstrap(right)[1:] == pytest.approx(wilson(0.6, 200), abs=0.01)
+
+
+def test_a_bootstrap_draws_videos_not_answers():
+    alike = [[True] * 5] * 30 + [[False] * 5] * 30
+    assert bootstrap(alike)[1:] == pytest.approx(wilson(0.5, 60), abs=0.02)
+
+
+def test_where_videos_do_not_differ_there_is_an_interval_too():
+    assert bootstrap([[True]] * 10) == share([[True]] * 10)
+    assert bootstrap([[True, False]]) == share([[True, False]])
+    with pytest.raises(ValueError, match="right: got no answers"):
+        bootstrap([[]])

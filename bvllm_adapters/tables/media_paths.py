@@ -16,14 +16,16 @@ class RowError(ValueError):
     """A row that is not as it should be; says what came and what was wanted."""
 
 
-def media_path(kind: str, path: str, media: Path, *, outside: bool = False) -> Path:
+def media_path(
+    kind: str, path: str, media: Path, *, outside: bool = False, absolute: bool = True
+) -> Path:
     """A row's path in the media folder, or an absolute one as it is.
 
     What links point to is not looked at: whoever fills the folder says what lies in it.
 
     Args:
         kind: "image" or "video", for messages. media: folder that relative paths begin in.
-        outside: whether `..` may lead out of it.
+        outside: whether `..` may lead out of it. absolute: whether absolute paths may, at any rate.
 
     Raises:
         RowError: an address, a device, a name that no file can have, a path out of the folder.
@@ -42,13 +44,23 @@ def media_path(kind: str, path: str, media: Path, *, outside: bool = False) -> P
         raise wrong("which is too long", f"names of {LONGEST_NAME} bytes at most")
     if _ADDRESS.match(path):
         raise wrong("which is an address", "the path of a file (./NAME for a name with a colon)")
+    within = f"one in {media} (or outside_media: true)"
     if not outside and _leaves(path):
-        raise wrong("which leaves the media folder", f"one in {media} (or outside_media: true)")
+        raise wrong("which leaves the media folder", within)
+    if not outside and not absolute and not _within(path, media):
+        raise wrong("which leaves the media folder", within)
     found = os.path.abspath(media / path)
     inside = [root for root in (*_SYSTEM, _MEMORY) if f"{found}/".startswith(f"{root}/")]
     if inside and _MEMORY not in inside:
         raise wrong("which is the system's", "an image, a video or a folder of images")
     return media / path
+
+
+def _within(path: str, media: Path) -> bool:
+    """Whether a path, an absolute one too, is one in the folder, by its name."""
+    folder = os.path.abspath(media)
+    found = os.path.abspath(os.path.join(folder, path))
+    return found == folder or found.startswith(folder.rstrip(os.sep) + os.sep)
 
 
 def _leaves(path: str) -> bool:
