@@ -1,0 +1,54 @@
+"""The order in which requests are answered: those of a video together, so that it is seen once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from bvllm_lmms_eval.asked import Asked
+from bvllm_lmms_eval.settings import Settings
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request of lmms-eval.
+
+    Args:
+        resolve: makes its prompt, with pictures that are loaded for it.
+        key: the same for requests that show the same; see `shown`.
+        settings: how it is answered. continuation: the answer whose likelihood is asked for.
+    """
+
+    resolve: Callable[[], Asked]
+    key: Hashable
+    settings: Settings = field(default_factory=Settings)
+    continuation: str = ""
+
+
+def shown(asked: Asked, document: Hashable) -> tuple[Hashable, bool]:
+    """What a prompt shows, to compare, and whether pictures had to be loaded to know it.
+
+    Pictures are told apart by their document: to keep all of a task, or to compare them, costs more
+    than to see one twice.
+    """
+    if any(visual.is_picture for visual in asked.visuals):
+        return document, True
+    return asked.visuals or document, False
+
+
+def batches(requests: Sequence[Request], size: int) -> Iterator[list[int]]:
+    """Places of up to `size` requests of equal settings at a time, those of a video together."""
+    videos: dict[Hashable, int] = {}
+    settings: dict[str, int] = {}
+    rank = []
+    for request in requests:
+        video = videos.setdefault(request.key, len(videos))
+        rank.append((video, settings.setdefault(request.settings.key, len(settings))))
+    batch: list[int] = []
+    for place in sorted(range(len(requests)), key=rank.__getitem__):
+        if batch and (len(batch) == size or rank[batch[0]][1] != rank[place][1]):
+            yield batch
+            batch = []
+        batch.append(place)
+    if batch:
+        yield batch
