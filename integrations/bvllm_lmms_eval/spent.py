@@ -31,13 +31,9 @@ class Spent:
         told = [f"{len(self.tokens)} prompts about {self.opened} videos or images"]
         if self.tokens:
             mean = sum(self.tokens) / len(self.tokens)
-            told.append(
-                f"visual tokens of a prompt: at most {max(self.tokens)}, {mean:.1f} on average"
-            )
+            told.append(f"visual tokens of each at most {max(self.tokens)}, {mean:.1f} on average")
             budget = "no budget" if self.budget is None else f"a budget of {self.budget}"
             told.append(f"of {budget}; over it: {self.over}")
         if self.apart:
-            told.append(
-                f"{self.apart} prompts of text alone or several images, by the model's own way"
-            )
+            told.append(f"{self.apart} prompts of text or several images, by the model's own way")
         return ", ".join(told)
