@@ -18,6 +18,7 @@ from bvllm_adapters.checks import check_count
 from bvllm_adapters.cli.asked_model import asked_model
 from bvllm_adapters.cli.placement import DTYPES, device_of, dtype_of
 from bvllm_adapters.cli.selecting import asked_selector
+from bvllm_adapters.hosts.base import tokenizer_of
 from bvllm_lmms_eval.answering import Answering
 from bvllm_lmms_eval.asked import Asked
 from bvllm_lmms_eval.batches import Request, shown
@@ -82,6 +83,13 @@ class Bvllm(lmms):  # type: ignore[misc]
         model, processor = asked_model(
             source, adapter, untrained=untrained, dtype=numbers, device=self.device, **settings
         )
+        config = tokenizer_of(model).config
+        for name, value in settings.items():  # only a new tokenizer takes these
+            if name in ("num_frames", "tokens_per_frame") and getattr(config, name) != value:
+                raise ValueError(
+                    f"{name}: got {value} for a model or adapter that was made with "
+                    f"{getattr(config, name)}, wanted it left out"
+                )
         self.answering = Answering(
             model,
             processor,
