@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 from bvllm_lmms_eval.asked import Asked
 from bvllm_lmms_eval.settings import Settings
@@ -15,7 +16,7 @@ class Request:
 
     Args:
         resolve: makes its prompt, with pictures that are loaded for it.
-        key: the same for requests that show the same; see `shown`.
+        key: the same for requests that show the same; see `by_video`.
         settings: how it is answered. continuation: the answer whose likelihood is asked for.
     """
 
@@ -25,15 +26,28 @@ class Request:
     continuation: str = ""
 
 
-def shown(asked: Asked, document: Hashable) -> tuple[Hashable, bool]:
-    """What a prompt shows, to compare, and whether pictures had to be loaded to know it.
+def by_video(requests: Sequence[Request]) -> list[Request]:
+    """Requests of documents, known by the video that they show.
 
-    Pictures are told apart by their document: to keep all of a task, or to compare them, costs more
-    than to see one twice.
+    Those that show pictures stay known by their document: to keep the pictures of a whole task, or
+    to compare them, costs more than to see one twice. That a task shows some is learnt from its
+    first; the others are loaded at their turn alone.
+
+    Args:
+        requests: each with a key of (task, split, number).
     """
-    if any(visual.is_picture for visual in asked.visuals):
-        return document, True
-    return asked.visuals or document, False
+    of_pictures: set[tuple[Any, ...]] = set()
+    made = []
+    for request in requests:
+        task, split, _ = cast(tuple[Any, ...], request.key)
+        if (task, split) not in of_pictures:
+            visuals = request.resolve().visuals
+            if any(visual.is_picture for visual in visuals):
+                of_pictures.add((task, split))
+            elif visuals:
+                request = replace(request, key=visuals)
+        made.append(request)
+    return made
 
 
 def batches(requests: Sequence[Request], size: int) -> Iterator[list[int]]:

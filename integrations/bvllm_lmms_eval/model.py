@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
+from lmms_eval.api.instance import GenerationResult
 from lmms_eval.api.model import lmms
 from loguru import logger
 from tqdm import tqdm
@@ -21,7 +21,7 @@ from bvllm_adapters.cli.selecting import asked_selector
 from bvllm_adapters.hosts.base import tokenizer_of
 from bvllm_lmms_eval.answering import Answering
 from bvllm_lmms_eval.asked import Asked
-from bvllm_lmms_eval.batches import Request, shown
+from bvllm_lmms_eval.batches import Request, by_video
 from bvllm_lmms_eval.settings import Settings
 from bvllm_lmms_eval.spent import Spent
 
@@ -108,7 +108,7 @@ class Bvllm(lmms):  # type: ignore[misc]
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """An answer to each, in their order; each video is opened once."""
-        texts = self.answering.answers(_by_video([self._asked(*one.args) for one in requests]))
+        texts = self.answering.answers(by_video([self._asked(*one.args) for one in requests]))
         for request, text in zip(requests, texts, strict=True):
             self.cache_hook.add_partial("generate_until", self._known_by(*request.args), text)
         self._tell_spent()
@@ -123,16 +123,17 @@ class Bvllm(lmms):  # type: ignore[misc]
         self._tell_spent()
         return said
 
-    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: Sequence[Any]) -> list[Any]:
         """The loss of each continuation, and whether the model would have said it itself.
 
         The loss and no log-probability, though the name says so: lmms-eval's own models return it,
-        and its metrics of multiple choice take the least.
+        and its metrics of multiple choice take the least. In a GenerationResult, as lmms-eval
+        0.7.3 makes a text of any other pair.
         """
-        asked = _by_video([self._continued(*one.args) for one in requests])
+        asked = by_video([self._continued(*one.args) for one in requests])
         found = self.answering.likelihoods(asked)
         self._tell_spent()
-        return [(one.loss, one.greedy) for one in found]
+        return [GenerationResult((one.loss, one.greedy)) for one in found]
 
     # What the arguments of a request are, in the order that lmms-eval gives them to this class.
 
@@ -215,24 +216,6 @@ class BvllmChat(Bvllm):
             return (None if ended else Asked.of_messages(messages)), answers, about
 
         return settings, turn
-
-
-def _by_video(requests: Sequence[Request]) -> list[Request]:
-    """Requests known by what they show, and no more by their document.
-
-    That a task shows pictures is learnt from the first; the others are loaded at their turn alone.
-    """
-    pictures: set[tuple[Any, Any]] = set()
-    made = []
-    for request in requests:
-        task, split, _ = document = cast(tuple[Any, Any, Any], request.key)
-        if (task, split) not in pictures:
-            key, loaded = shown(request.resolve(), document)
-            if loaded:
-                pictures.add((task, split))
-            request = replace(request, key=key)
-        made.append(request)
-    return made
 
 
 def _of_this_process(device: str | None) -> str | None:

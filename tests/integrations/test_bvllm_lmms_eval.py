@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_scouts import tiny_clip
 
 import bvllm_lmms_eval
 from bvllm_adapters.hosts.find import find_host
@@ -46,7 +47,7 @@ def run(
     )  # fmt: skip
     told = done.stdout + done.stderr
     assert done.returncode == 0, told[-5000:]
-    (file,) = (tmp_path / "out").rglob("*_results.json")
+    (file,) = (tmp_path / "out").rglob("*_results.json")  # an error ends it with 0 too
     results: dict[str, Any] = json.loads(file.read_text())["results"]
     return results, told
 
@@ -71,24 +72,26 @@ def test_chat_messages_in_batches_and_in_rounds(tmp_path: Path) -> None:
     assert told.count("image_aspect_ratio is left out") == 1
 
 
-def test_texts_and_choices_by_likelihood(tmp_path: Path) -> None:
+def test_texts_and_choices_by_likelihood_of_a_model_with_an_adapter(tmp_path: Path) -> None:
+    adapter = ROOT / "integrations" / "bvllm_qwen2" / "demo_scout"
     results, told = run(
         tmp_path, "local_needles,local_needles_choice", "--batch_size", "3", "--force_simple",
-        model_args="pretrained=demo,max_tokens=8,fps=1,dtype=float32",
+        model_args=f"pretrained=demo,adapter={adapter},max_tokens=8,fps=1,dtype=float32",
     )  # fmt: skip
     assert results["local_needles"]["right,none"] == 1.0
     assert results["local_needles_choice"]["acc,none"] == 1.0
     assert "15 prompts about 1 videos or images, visual tokens of each at most 8" in told
 
 
-def test_a_model_of_transformers_without_training(tmp_path: Path) -> None:
+def test_a_model_of_transformers_whose_frames_a_scout_chooses(tmp_path: Path) -> None:
     name = "Qwen2_5_VLForConditionalGeneration"
     host: Any = find_host(name)
     (tmp_path / "qwen").mkdir()
     host.tiny(tmp_path / "qwen", name)
+    scout = tiny_clip(tmp_path / "scout")
     results, told = run(
         tmp_path, "local_needles", "--batch_size", "2", "--limit", "3",
-        model_args=f"pretrained={tmp_path / 'qwen'},max_tokens=24,selector=coverage,fps=0.5",
+        model_args=f"pretrained={tmp_path / 'qwen'},max_tokens=24,scout={scout},fps=0.5",
     )  # fmt: skip
     assert results["local_needles"]["right,none"] == 0.0  # of random weights
     assert re.search(r"3 prompts about 1 videos .* at most 24, 24\.0 on average", told)

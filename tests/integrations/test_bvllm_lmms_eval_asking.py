@@ -22,7 +22,7 @@ from bvllm_adapters.hosts.find import find_host, host_of, processor_of
 from bvllm_lmms_eval import TASKS, answering, local_data, open_answers, vnbench
 from bvllm_lmms_eval.answering import Answering
 from bvllm_lmms_eval.asked import Asked, Visual, one_video, visual_of
-from bvllm_lmms_eval.batches import Request, batches, shown
+from bvllm_lmms_eval.batches import Request, batches, by_video
 from bvllm_lmms_eval.likelihood import ids_of
 from bvllm_lmms_eval.settings import Settings
 from bvllm_lmms_eval.spent import Spent
@@ -167,10 +167,31 @@ def test_requests_of_a_video_are_together_and_batches_share_settings() -> None:
     assert list(batches([], 4)) == []
 
 
-def test_pictures_are_known_by_their_document() -> None:
-    assert shown(Asked((Visual(picture(9, 9)),), "?"), ("task", 3)) == (("task", 3), True)
-    assert shown(Asked(NEEDLES, "?"), ("task", 3)) == (NEEDLES, False)
-    assert shown(Asked((), "?"), ("task", 3)) == (("task", 3), False)
+def test_requests_are_known_by_their_video_and_pictures_are_not_loaded_for_it() -> None:
+    loaded: list[str] = []
+
+    def of(task: str, number: int, *visuals: Visual) -> Request:
+        def resolve() -> Asked:
+            loaded.append(f"{task} {number}")
+            return Asked(visuals, "Who?")
+
+        return Request(resolve, (task, "test", number))
+
+    made = by_video(
+        [
+            of("clips", 0, *NEEDLES),
+            of("images", 0, Visual(picture(9, 9))),
+            of("images", 1, Visual(picture(9, 9))),
+            of("clips", 1, *NEEDLES),
+            of("clips", 2),
+            of("parts", 0, Visual(NEEDLES[0].source, 0.0, 5.0)),
+        ]
+    )
+    keys = [one.key for one in made]
+    assert keys[0] == keys[3] == NEEDLES != keys[5]
+    assert keys[1:3] == [("images", "test", 0), ("images", "test", 1)]
+    assert keys[4] == ("clips", "test", 2)
+    assert loaded == ["clips 0", "images 0", "clips 1", "clips 2", "parts 0"]
 
 
 @pytest.mark.parametrize("size", [1, 2, 8])
