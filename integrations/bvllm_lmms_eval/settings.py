@@ -10,6 +10,9 @@ from bvllm_adapters.hosts.generation import REFUSED
 
 # Settings of sampling, which greedy decoding has no use for: transformers warns of each.
 _OF_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff")
+# What lmms-eval puts where a task says nothing: it parts few-shot examples, and would cut an answer of
+# several paragraphs. lmms-eval's own chat models do not stop there either.
+_NOBODYS_STOP = "\n\n"
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ class Settings:
         known = _known()
         left_out = tuple(name for name in said if name not in known)
         generate = {name: value for name, value in said.items() if name in known}
-        return cls(generate, tuple(text for text in until if text), left_out)
+        stops = tuple(text for text in until if text and text != _NOBODYS_STOP)
+        return cls(generate, stops, left_out)
 
     @property
     def key(self) -> str:

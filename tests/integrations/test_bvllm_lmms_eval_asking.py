@@ -139,8 +139,14 @@ def test_what_cannot_follow_a_video_is_refused(demo: Any) -> None:
 def test_an_answer_stops_where_it_is_to(demo: Any) -> None:
     asking, text = Answering(*demo), "Where is the green digit?"
     assert asking.answers([request(text, until=["left", "right"])]) == ["top"]
-    assert asking.answers([request(text, until="\n\n")]) == ["top left"]
+    assert asking.answers([request(text, until=" left")]) == ["top"]
     assert asking.answers([request(text, max_new_tokens=1, until=[])]) == ["top"]
+
+
+def test_paragraphs_are_no_stop() -> None:
+    settings = Settings.of({"until": ["\n\n", "", "Q:"]})
+    assert settings.until == ("Q:",)
+    assert settings.cut("One.\n\nTwo. Q: more") == "One.\n\nTwo."
 
 
 def test_nothing_is_generated_behind_a_stop(demo: Any) -> None:
