@@ -10,8 +10,8 @@ from bvllm_adapters.hosts.generation import REFUSED
 
 # Settings of sampling, which greedy decoding has no use for: transformers warns of each.
 _OF_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff")
-# What lmms-eval puts where a task says nothing: it parts few-shot examples, and would cut an answer of
-# several paragraphs. lmms-eval's own chat models do not stop there either.
+# What lmms-eval puts where a task says nothing: it parts few-shot examples, and would cut an answer
+# of several paragraphs. lmms-eval's own chat models do not stop there either.
 _NOBODYS_STOP = "\n\n"
 
 
