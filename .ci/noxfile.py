@@ -3,9 +3,10 @@
     pip install nox uv
     nox -f .ci/noxfile.py                           # all of them, on each interpreter that is here
     nox -f .ci/noxfile.py -s 'newest-3.12'          # one
+    nox -f .ci/noxfile.py -s lmms_eval              # lmms-eval's plug-in, beside lmms-eval
     nox -f .ci/noxfile.py -s lock                   # today's versions into constraints.txt
 
-Each run adds a line to .nox/versions.md, which is the table of the README.
+Each run of the whole suite adds a line to .nox/versions.md, which is the table of the README.
 """
 
 import datetime
@@ -55,6 +56,15 @@ def newest(session: nox.Session) -> None:
     session.chdir(ROOT)
     session.install("--upgrade", "-e", ".[test]")
     _test(session, *TOLD)
+
+
+@nox.session(python=PYTHONS[1])
+def lmms_eval(session: nox.Session) -> None:
+    """lmms-eval beside us, which wants older versions than we do: runs of it, offline."""
+    session.chdir(ROOT)
+    session.install("-e", ".[test,lmms-eval]")
+    tests = [str(file) for file in Path("tests/integrations").glob("test_bvllm_lmms_eval*.py")]
+    session.run("python", "-m", "pytest", "-q", *TOLD, *tests, *session.posargs)
 
 
 @nox.session(python=PYTHONS[1])

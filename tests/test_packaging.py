@@ -61,6 +61,8 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel):
     assert clip.file_size == (ROOT / "examples" / "big_buck_bunny.mp4").stat().st_size
     for shipped in ("model.safetensors", "README.md", "baselines/uniform.safetensors"):
         assert f"bvllm_qwen2/demo/{shipped}" in names
+    for task in (ROOT / "integrations" / "bvllm_lmms_eval" / "tasks").rglob("*.*"):
+        assert task.relative_to(ROOT / "integrations").as_posix() in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
