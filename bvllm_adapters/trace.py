@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -241,7 +242,7 @@ class Trace:
             beside: traces of other questions, to be shown beside this one.
 
         Raises:
-            ValueError: for another suffix, or a folder.
+            ValueError: for another suffix, a folder, or a file in a folder that is not there.
         """
         save([self, *beside], file)
 
@@ -288,6 +289,8 @@ def check_file(file: str | Path) -> Path:
         raise ValueError(f"file: got {file}, wanted one that ends in {', '.join(SUFFIXES)}")
     if file.is_dir():
         raise ValueError(f"file: got {file}, which is a folder, wanted a file")
+    if not file.parent.is_dir():
+        raise ValueError(f"file: got {file}, wanted a file in a folder that is there")
     return file
 
 
@@ -303,7 +306,7 @@ def save(traces: Sequence[Trace], file: str | Path) -> None:
         made = picture.png(forms)
     else:
         made = page.page(forms).encode("utf-8", "replace")
-    aside = file.with_name(f".{file.name}-{os.getpid()}")
+    aside = file.with_name(f".{file.name}-{os.getpid()}-{threading.get_ident()}")
     try:
         aside.write_bytes(made)
         os.replace(aside, file)

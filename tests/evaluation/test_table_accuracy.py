@@ -196,7 +196,8 @@ def test_one_row_of_a_batch_fails_alone(demo: Any, folder: Path) -> None:
     found = run(demo, write(folder / "eos.jsonl", rows), by="likelihood", batch_size=99)
     assert ["error" in row for row in found.rows] == [False, True, False]
     assert (
-        f"options: got '{processor_eos}', wanted a text without special" in found.rows[1]["error"]
+        f"likelihood: got '{processor_eos}', wanted a text without special"
+        in found.rows[1]["error"]
     )
 
 

@@ -220,7 +220,7 @@ def test_wrong_files_are_refused(looked, tmp_path, monkeypatch):
     (tmp_path / "b.html").mkdir()
     with pytest.raises(ValueError, match=r"file: got .*b.html, which is a folder"):
         looked[0].save(tmp_path / "b.html")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ValueError, match=r"file: got .*a.html, wanted a file in a folder"):
         looked[0].save(tmp_path / "none" / "a.html")
     with pytest.raises(ValueError, match="traces: got none"):
         save([], tmp_path / "a.html")
