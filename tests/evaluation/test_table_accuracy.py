@@ -20,6 +20,7 @@ from bvllm_adapters.hosts.find import find_host
 from bvllm_adapters.hosts.turns import messages
 from bvllm_qwen2.chat import VIDEO_TOKEN
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 SECONDS = 24
 
 
@@ -250,6 +251,12 @@ def test_results_of_another_model_or_table_are_refused(
     write(file, [{**rows[0], "answer": "z"}, rows[1]])
     with pytest.raises(ValueError, match="holds results of something else: table '"):
         run(demo, file, out=out)
+
+
+def test_the_example_of_the_readme(demo: Any) -> None:
+    found = run(demo, EXAMPLES / "questions.jsonl", group="kind")
+    assert found.summary.whole is not None and found.summary.whole.accuracy == 1.0
+    assert len(found.summary.groups) == 5 and found.summary.over == 0
 
 
 def test_killed_runs_go_on(folder: Path, demo: Any, tmp_path: Path) -> None:
