@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from bvllm_adapters.bulk.by_video import read_rows, rows_by_video
+from bvllm_adapters.bulk.identity import model_identity
+from bvllm_adapters.bulk.run import Run
 from bvllm_adapters.checks import check_choice, check_count, check_number, takes
 from bvllm_adapters.conversation import OpenVideo, open_video
-from bvllm_adapters.evaluation.asking import Asking
-from bvllm_adapters.evaluation.by_video import rows_by_video
-from bvllm_adapters.evaluation.model_identity import model_identity
+from bvllm_adapters.evaluation.asking import Asking, ask_rows
 from bvllm_adapters.evaluation.summary import Summary, summary_of
 from bvllm_adapters.evaluation.table_questions import By, TableQuestion, table_question
 from bvllm_adapters.hosts.base import base_model, tokenizer_of
 from bvllm_adapters.hosts.find import processor_of
 from bvllm_adapters.seeing.encoding import Encoding
 from bvllm_adapters.selectors.choosing import check_query
-from bvllm_adapters.tables.media_paths import RowError
 from bvllm_adapters.tables.results import Results
 from bvllm_adapters.tables.table import Table, read_table
 from bvllm_adapters.video.frames import Progress
@@ -143,14 +144,13 @@ def evaluate_file(
         "model": model_identity(base),
     }
     with Results(out, of) as results:
-        run = _Run(results, len(table.rows), max_errors, progress)
-        if retry_errors:
-            for number in [n for n, row in results.rows.items() if "error" in row]:
-                del results.rows[number]
+        numbers = [row.number for row in table.rows]
+        run = Run(results, numbers, "file", max_errors, progress)
+        to_do = run.left(retry_errors)
         for row in errors:
-            if row["row"] not in results.rows:
+            if row["row"] in to_do:
                 run.keep(row)
-        left = [question for question in questions if question.row not in results.rows]
+        left = [question for question in questions if question.row in to_do]
         run.tell()
         if left:
             processor = processor_of(base) if processor is None else processor
@@ -161,9 +161,17 @@ def evaluate_file(
                     max_frames=max_frames,
                 )  # fmt: skip
 
-            for row in rows_by_video(left, how, opened):
-                run.keep(row)
-        rows = [results.rows[number] for number in sorted(results.rows)]
+            answered = rows_by_video(
+                left,
+                opened,
+                lambda pairs: ask_rows(pairs, how),
+                prompts=lambda question: len(how.orders(question)),
+                batch_size=batch_size,
+            )
+            with closing(answered):
+                for row in answered:
+                    run.keep(row)
+        rows = run.rows
     return FileResults(rows, summary_of(rows, group=group, seed=seed))
 
 
@@ -182,43 +190,11 @@ def questions_of(
     """
     if group is not None and group not in table.columns:
         raise ValueError(f"group: got {group!r}, wanted one of the columns {table.columns}")
-    questions, errors = [], []
-    for row in table.rows:
-        try:
-            questions.append(table_question(row, media, by=by, outside=outside))
-        except RowError as error:
-            name = str(row.values.get("id", row.number))
-            video = str(row.values.get("video"))
-            told = {"row": row.number, "id": name, "video": video, "error": f"{row.place}: {error}"}
-            errors.append(told)
+    questions, errors = read_rows(
+        table.rows, lambda row: table_question(row, media, by=by, outside=outside)
+    )
     if not questions:
         raise ValueError(
             f"file: none of {len(errors)} rows can be asked; the first: {errors[0]['error']}"
         )
     return questions, errors
-
-
-class _Run:
-    """Rows that are done, and whether so many fail that the rest is not worth its time."""
-
-    def __init__(
-        self, results: Results, total: int, max_errors: float, progress: Progress | None
-    ) -> None:
-        self.results, self.total, self.max_errors = results, total, max_errors
-        self.progress = progress
-
-    def keep(self, row: dict[str, Any]) -> None:
-        self.results.append(row)
-        self.tell()
-        if "error" not in row:
-            return
-        failed = sum("error" in one for one in self.results.rows.values())
-        if failed > self.max_errors * self.total:
-            raise ValueError(
-                f"file: {failed} of {self.total} rows failed, more than max_errors="
-                f"{self.max_errors:g} lets; the last: {row['error']}"
-            )
-
-    def tell(self) -> None:
-        if self.progress is not None:
-            self.progress(len(self.results.rows), self.total)

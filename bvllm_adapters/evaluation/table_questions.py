@@ -10,6 +10,7 @@ from string import ascii_uppercase
 from typing import Any, Literal
 
 from bvllm_adapters.evaluation.letters import without_letters
+from bvllm_adapters.tables.cells import text_cell, unicode_cell
 from bvllm_adapters.tables.media_paths import RowError, media_path
 from bvllm_adapters.tables.table import TableRow
 
@@ -44,6 +45,17 @@ class TableQuestion:
     query: str | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def told(self) -> dict[str, Any]:
+        """What a row of results begins with."""
+        return {
+            "row": self.row,
+            "id": self.name,
+            "video": self.named,
+            "by": self.by,
+            "columns": dict(self.columns),
+        }
+
 
 def table_question(
     row: TableRow, media: Path, *, by: By | None = None, outside: bool = False
@@ -58,10 +70,10 @@ def table_question(
         RowError: what cannot be asked or judged; names the column, what came and what was wanted.
     """
     values = row.values
-    named = _text(values, "video")
+    named = text_cell(values, "video")
     video = media_path("video", named, media, outside=outside, absolute=False)
-    text = _text(values, "question")
-    query = _text(values, "query") if "query" in values else None
+    text = text_cell(values, "question")
+    query = text_cell(values, "query") if "query" in values else None
     way: By = by or ("letter" if "options" in values else "match")
     options: tuple[str, ...] = ()
     right = 0
@@ -91,19 +103,6 @@ def table_question(
     )
 
 
-def _text(values: Mapping[str, Any], name: str) -> str:
-    value = values.get(name)
-    if not isinstance(value, str) or not value.strip():
-        raise RowError(f"{name}: got {value!r:.80}, wanted a text")
-    return _unicode(name, value)
-
-
-def _unicode(name: str, value: str) -> str:
-    if any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise RowError(f"{name}: got half a character, wanted Unicode")
-    return value
-
-
 def _cell(value: Any) -> Any:
     """What a cell of a table of texts holds: a list or an object is written as JSON there."""
     if isinstance(value, str) and value.strip()[:1] in ("[", "{"):
@@ -119,7 +118,7 @@ def _texts(name: str, values: Iterable[Any], wanted: str) -> tuple[str, ...]:
     for value in values:
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise RowError(f"{name}: got {value!r:.80}, wanted {wanted}")
-        text = _unicode(name, str(value).strip())
+        text = unicode_cell(name, str(value).strip())
         if not text:
             raise RowError(f"{name}: got an empty one, wanted {wanted}")
         found.append(text)
