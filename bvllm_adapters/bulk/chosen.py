@@ -156,9 +156,7 @@ class SelectRows:
         try:
             if self.save == "frames":
                 question = row.question
-                save_frames(
-                    chosen, folder / name, question=question, size=self.size, replace=True
-                )
+                save_frames(chosen, folder / name, question=question, size=self.size, replace=True)
                 return name
             name += ".json"
             folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A row of a table as something that is asked of a video, and a folder of videos as such a table."""
+"""A row of a table as a question about a video, and a folder of videos as such a table."""
 
 from __future__ import annotations
 

@@ -231,9 +231,7 @@ class LookedAt:
         else:
             how = {} if query is None else {"query": query}
             seconds = torch.from_numpy(source.seconds)
-            selection = self.selector(
-                cls, question, seconds=seconds, num_frames=num_frames, **how
-            )
+            selection = self.selector(cls, question, seconds=seconds, num_frames=num_frames, **how)
         index = selection.frame.cpu().numpy()
         frames = np.empty(0, np.uint8)
         for i, frame in enumerate(source.read(index)):

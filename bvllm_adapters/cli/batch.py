@@ -1,0 +1,122 @@
+"""`bvllm batch`: a table of questions about videos in, a line of results for each out."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from bvllm_adapters.cli.options import (
+    add_model,
+    add_placement,
+    add_share,
+    add_skip_similar,
+    add_table,
+    add_untrained,
+)
+from bvllm_adapters.cli.selecting import add_selector
+
+TEXT = "answer a table of questions about videos, each read once; it goes on where it was stopped"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "table",
+        metavar="TABLE",
+        help="JSON lines, CSV or parquet with video, question and any other columns; or a folder "
+        "of videos",
+    )
+    parser.add_argument("question", nargs="?", help="of rows that have none, as a folder's")
+    parser.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        required=True,
+        help="JSON lines: a row's answer, tokens, frames with their times and seconds, or its "
+        "error, as soon as it is done; one that is there goes on",
+    )
+    add_share(parser)
+    add_model(parser)
+    add_untrained(parser)
+    add_selector(parser)
+    parser.add_argument("--max-tokens", type=int, help="budget of visual tokens")
+    parser.add_argument("--max-new-tokens", type=int, help="length of an answer at most (128)")
+    parser.add_argument("--batch-size", type=int, help="questions answered at a time (1)")
+    add_table(parser)
+    add_skip_similar(parser)
+    add_placement(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    from bvllm_adapters.bulk.answers import batch
+    from bvllm_adapters.bulk.by_video import read_rows
+    from bvllm_adapters.bulk.shards import share_of
+    from bvllm_adapters.bulk.video_row import table_of, video_row
+    from bvllm_adapters.cli.asked_model import asked_model
+    from bvllm_adapters.cli.placement import placement
+    from bvllm_adapters.cli.progress import row_progress
+    from bvllm_adapters.cli.selecting import asked_selector
+    from bvllm_adapters.seeing.encoding import Encoding
+    from bvllm_adapters.tables.results import open_to_append
+
+    # This and more before a model is loaded.
+    table, media = table_of(options.table, options.media)
+    own = share_of(table, options.rows, options.videos)
+    good, errors = read_rows(
+        own,
+        lambda row: video_row(
+            row, media, outside=bool(options.outside_media), question=options.question
+        ),
+    )
+    if own and not good:
+        raise ValueError(
+            f"TABLE: none of {len(own)} rows can be asked; the first: {errors[0]['error']}"
+        )
+    open_to_append(options.out, "--out").close()
+    encoding = Encoding(skip_similar=options.skip_similar)
+    device, dtype = placement(options)
+    settings: dict[str, Any] = {}
+    if options.selector is not None or options.scout is not None:
+        settings["selector"] = asked_selector(options, device, dtype)
+    if options.max_tokens is not None:
+        settings["max_tokens"] = options.max_tokens
+    model, processor = asked_model(
+        options.model,
+        options.adapter,
+        untrained=options.untrained,
+        dtype=dtype,
+        device=device,
+        **settings,
+    )
+    passed = (
+        "question out rows videos outside_media fps max_frames max_tokens max_new_tokens "
+        "batch_size workers max_errors retry_errors"
+    ).split()
+    with row_progress() as progress:
+        found = batch(
+            model,
+            table,
+            media=media,
+            processor=processor,
+            encoding=encoding,
+            progress=progress,
+            **given(options, passed),
+        )
+    print(told(found, len(table.rows), str(options.out)))
+    return 0
+
+
+def given(options: argparse.Namespace, names: list[str]) -> dict[str, Any]:
+    """Of the options with these names, those that were given."""
+    return {name: value for name, value in vars(options).items()
+            if name in names and value is not None}  # fmt: skip
+
+
+def told(rows: list[dict[str, Any]], of: int, out: str) -> str:
+    """What came of all; the first that failed is told on stderr."""
+    errors = [row["error"] for row in rows if "error" in row]
+    if errors:
+        print(f"bvllm: {len(errors)} rows failed; the first: {errors[0]}", file=sys.stderr)
+    share = "" if len(rows) == of else f" of the table's {of}"
+    return f"{len(rows)} rows{share} in {out}, {len(rows) - len(errors)} without an error"
