@@ -132,7 +132,7 @@ class AskRows:
         return found
 
     @cached_property
-    def _selector(self) -> nn.Module | None:
+    def _selector(self) -> Any:
         return tokenizer_of(self._base).frame_selector
 
     def _asked(self, pairs: Sequence[tuple[VideoRow, OpenVideo]]) -> list[dict[str, Any]]:
