@@ -49,8 +49,7 @@ def choose(
 
 
 def sees(selector: nn.Module | None) -> bool:
-    """Whether a selector makes the features that it chooses by itself, of pictures; else it is given
-    the tower's."""
+    """Whether a selector makes its own features, of pictures; else it is given the tower's."""
     return bool(getattr(selector, "sees", False))
 
 
