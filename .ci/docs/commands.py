@@ -1,6 +1,6 @@
 """docs/reference/commands.md, from the commands' own descriptions.
 
-    python .ci/docs/commands.py --write         # tests/test_docs.py says when it is out of date
+python .ci/docs/commands.py --write         # tests/test_docs.py says when it is out of date
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ _ITEM = re.compile(r"([*\w.]+(?:, [*\w.]+)*): (.*)")
 
 def as_markdown(docstring: str, public: Collection[str] = ()) -> str:
     """Args:
-        docstring: with no indentation of its own.
-        public: names at the top of the package, which become links.
+    docstring: with no indentation of its own.
+    public: names at the top of the package, which become links.
     """
     made: list[str] = []
     lines = docstring.splitlines()
