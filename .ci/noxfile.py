@@ -70,8 +70,8 @@ def lmms_eval(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS[1])
 def docs(session: nox.Session) -> None:
-    """The site, into site/; a link or an anchor that leads nowhere is an error. Sources are read and
-    not imported, so that torch is not needed for it."""
+    """The site, into site/; a link or an anchor that leads nowhere is an error. Sources are
+    read and not imported, so that torch is not needed."""
     session.chdir(ROOT)
     pyproject = nox.project.load_toml("pyproject.toml")
     session.install(*pyproject["project"]["optional-dependencies"]["docs"])

@@ -23,8 +23,7 @@ SNIPPETS = {
     for name, page in zip(NAMES, PAGES, strict=True)
     for i, snippet in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
     if "import" in snippet  # else it is a line to look at
-}
-RUN_ELSEWHERE = {"budget.md", "tokenizer.md", "videos.md", "questions.md", "testing.md"}
+}  # those that stand in the README too, or once did, are run by test_readme.py
 API = re.compile(r"^::: (\S+)$", re.MULTILINE)
 
 
@@ -104,8 +103,9 @@ def test_docstrings_become_markdown(tools):
 
 def test_links_of_a_site_are_checked(tools, tmp_path):
     (tmp_path / "a.html").write_text(
-        '<h1 id="top">A</h1> <a href="#top"></a> <a href="b.html#here"></a> <a href="b.html#no"></a>'
-        '<a href="c.html"></a> <a href="https://example.org/no"></a> <img src="no.png">'
+        '<h1 id="top">A</h1> <a href="#top"></a> <a href="b.html#here"></a>'
+        '<a href="b.html#no"></a> <a href="c.html"></a> <a href="https://example.org/no"></a>'
+        '<img src="no.png">'
     )
     (tmp_path / "b.html").write_text('<p id="here"></p> <a href="a.html">back</a>')
     assert set(tools("links").broken(tmp_path)) == {
@@ -142,18 +142,6 @@ def test_ones_own_questions(run, capsys):
     results = run(key)["results"]
     assert [row["right"] for row in results.rows] == [True, True]
     assert "accuracy  1.000" in capsys.readouterr().out
-
-
-def test_every_snippet_has_its_test():
-    tested = {"reports.md", "evaluate.md"} | RUN_ELSEWHERE
-    assert {page for page, _ in SNIPPETS} <= tested
-
-
-@pytest.mark.parametrize("page", sorted(RUN_ELSEWHERE))
-def test_snippets_are_those_that_the_readme_is_tested_by(page):
-    """Until they stand here alone."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert all(SNIPPETS[key] in readme for key in snippets(page))
 
 
 def test_the_tour_runs_and_says_what_was_saved(monkeypatch):
