@@ -7,7 +7,8 @@
     nox -f .ci/noxfile.py -s docs                   # the site of docs/, with all links checked
     nox -f .ci/noxfile.py -s lock                   # today's versions into constraints.txt
 
-Each run of the whole suite adds a line to .nox/versions.md, which is the table of the README.
+Each run of the whole suite adds a line to .nox/versions.md, which is the table of
+docs/versions.md.
 """
 
 import datetime
