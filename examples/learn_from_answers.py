@@ -104,8 +104,15 @@ WAYS = {
         "covered MMR's frames for a quarter of the time, then answers, softly",
         (Phase(lambda it: it.as_coverage, 100), softly(300)),
     ),
-    "diverse": Way("answers, softly; queries that differ from the start", (softly(),), 1.0),
-    "needles": Way("answers, softly; two needles at first, then more", (softly(needles=True),)),
+    "prototype": Way(
+        "answers, softly; queries differ from the start, few needles first, what reads is trained",
+        (softly(readers=True, needles=True),),
+        1.0,
+    ),
+    "frames_sets_long": Way(
+        "single frames, then sets, three times as long",
+        (replace(BY_FRAMES, steps=375), replace(BY_SETS, steps=600)),
+    ),
     "long": Way("answers, softly, three times as long", (softly(1200),)),
 }
 

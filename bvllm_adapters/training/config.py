@@ -49,6 +49,11 @@ class TrainingConfig:
         output: folder for checkpoints and the trained adapter.
         train: in alignment, some of frame_selector, spatial_sampler and projection; by default
             frame_selector and projection, as far as the tokenizer has them.
+        answer_draws: how many choices of frames are drawn of each row, for a frame selector that
+            learns from answers alone which frames matter: of those of one row, the ones under
+            which the answer is likelier become likelier. 2 at least; None: it learns by the
+            gradient through soft choices, as in the paper. In alignment, of the selector alone,
+            and with batch_per_device 1, on one device.
         fps, max_frames: of videos. max_length: ids of a row before visual tokens come in.
         learning_rate, schedule, weight_decay: of AdamW. max_grad_norm: 0: no clipping.
         warmup: share of the steps in which the learning rate rises.
@@ -83,6 +88,7 @@ class TrainingConfig:
     instructblip: str | None = None
     scout: str | None = None
     train: tuple[str, ...] = ()
+    answer_draws: int | None = None
     fps: float = 1.0
     max_frames: int | None = None
     max_length: int = 2048
@@ -144,6 +150,7 @@ class TrainingConfig:
         put(self, "report_to", checks.several("report_to", self.report_to))
         put(self, "train", checks.several("train", self.train, PARTS))
         self._check_stage()
+        self._check_draws()
         self._check_tokenizer()
 
     def _check_stage(self) -> None:
@@ -157,6 +164,21 @@ class TrainingConfig:
         put(self, "train", self.train or DEFAULT_PARTS)
         if self.lora is not None:
             raise ValueError(f"lora: got {self.lora} in alignment, wanted none")
+
+    def _check_draws(self) -> None:
+        if self.answer_draws is None:
+            return
+        _check_count("answer_draws", self.answer_draws, least=2)
+        # What is drawn of a row is judged by that row's loss, with all other parts as they are.
+        for name, wanted in (
+            ("stage", "alignment"),
+            ("train", ("frame_selector",)),
+            ("batch_per_device", 1),
+            ("deepspeed", None),
+        ):
+            got = getattr(self, name)
+            if got != wanted:
+                raise ValueError(f"{name}: got {got!r} with answer_draws, wanted {wanted!r}")
 
     def _check_tokenizer(self) -> None:
         if not isinstance(self.tokenizer, Mapping):

@@ -72,7 +72,8 @@ def train(
         data_collator=Collate(host),
         samples=Samples.of(config, rows, host),
         validation=None if validation is None else InOrder(Samples.of(config, validation, host)),
-        draws=steps * config.global_batch,
+        rows=steps * config.global_batch,
+        answer_draws=config.answer_draws,
         max_skipped=config.max_skipped,
         keep=config.keep,
         callbacks=list(callbacks),
@@ -134,6 +135,8 @@ def prepared(config: TrainingConfig) -> tuple[nn.Module, HostTraining]:
 def training_arguments(config: TrainingConfig, steps: int) -> TrainingArguments:
     """The Trainer's, with the global batch kept whatever the number of devices."""
     devices = int(os.environ.get("WORLD_SIZE", "1"))
+    if config.answer_draws is not None and devices > 1:
+        raise ValueError(f"answer_draws: got {config.answer_draws} on {devices} devices, wanted 1")
     # transformers 5.23 has another name for it.
     known = {each.name for each in fields(TrainingArguments)}
     old, new = "gradient_checkpointing", "activation_checkpointing"
