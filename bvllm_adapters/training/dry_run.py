@@ -89,9 +89,9 @@ def _steps(config: TrainingConfig, rows: int) -> Iterator[str]:
         f"steps      {config.steps(rows)} of {config.global_batch} rows; on one device "
         f"{config.accumulation(1)} batches of {config.batch_per_device} each"
     )
-    if config.answer_draws is not None:
+    if config.selector_learns != "soft":
         yield (
-            f"draws      {config.answer_draws} of each row: so often it is seen and read, with a "
+            f"reads      {config.answer_reads} of each row, by {config.selector_learns}, with a "
             "backward pass through the selector alone"
         )
 

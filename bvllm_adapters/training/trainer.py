@@ -19,8 +19,9 @@ from bvllm_adapters.context import asking, noise_from
 from bvllm_adapters.hosts.adapter import save_adapter
 from bvllm_adapters.hosts.base import base_model, tokenizer_of
 from bvllm_adapters.question import IGNORED_LABEL
+from bvllm_adapters.training.answers_alone import loss_by_frames, loss_by_sets
 from bvllm_adapters.training.checkpoints import UNFINISHED, finish
-from bvllm_adapters.training.draws import loss_of_draws
+from bvllm_adapters.training.config import Lesson
 from bvllm_adapters.training.dummy_video import zero_of
 from bvllm_adapters.training.samples import InOrder, Samples, ShuffledRows
 from bvllm_adapters.training.stages import restore
@@ -43,7 +44,7 @@ class AdapterTrainer(Trainer):
     """Modifications of transformers.Trainer:
     - rows come in an order that depends on the seed alone, the same for any number of devices
     - each visual input draws its noise from a seed of its own
-    - a frame selector may learn by draws, see `training.draws`
+    - a frame selector may learn from answers alone, see `training.answers_alone`
     - skipped rows are named, counted and logged, and too many of them are an error
     - a batch gives every trained weight a gradient, of zeros if it has no use for it
     - checkpoints hold the adapter instead of the model, with DeepSpeed too, and are whole or not
@@ -54,7 +55,7 @@ class AdapterTrainer(Trainer):
         samples: what is trained on. validation: what is looked at on the way, and after the last
             step; None: nothing is.
         rows: how many a whole run takes. max_skipped: share of them that may be skipped.
-        answer_draws: choices of frames that are drawn of each row; None: see the config.
+        lesson, reads: the config's selector_learns and answer_reads.
         keep: checkpoints that stay; None: all. kwargs: of the Trainer.
     """
 
@@ -68,7 +69,8 @@ class AdapterTrainer(Trainer):
         validation: InOrder | None = None,
         rows: int,
         max_skipped: float,
-        answer_draws: int | None = None,
+        lesson: Lesson = "soft",
+        reads: int = 2,
         keep: int | None = None,
         **kwargs: Any,
     ) -> None:
@@ -79,7 +81,8 @@ class AdapterTrainer(Trainer):
         self.aside = False
         self.samples = samples
         self.rows = rows
-        self.answer_draws = answer_draws
+        self.lesson: Lesson = lesson
+        self.reads = reads
         self.likelihoods: list[float] = []  # of answers, since the last log
         self.max_skipped = max_skipped
         self.drawn = 0
@@ -112,9 +115,9 @@ class AdapterTrainer(Trainer):
         inputs["use_cache"] = False
         zero = zero_of(tokenizer_of(base_model(self.model)))
         questions, seeds = inputs.pop("questions"), inputs.pop("seeds")
-        if self.answer_draws is not None:
+        if self.lesson != "soft":
             with asking(questions):
-                loss = self._drawn(model, inputs, seeds, self.answer_draws) + zero
+                loss = self._by_answers(model, inputs, seeds) + zero
             # Where forward() takes a number of labels, the Trainer thinks that it divided by it.
             divided = self.model_accepts_loss_kwargs and num_items_in_batch is not None
             return loss / (self.args.gradient_accumulation_steps if divided else 1)
@@ -123,11 +126,12 @@ class AdapterTrainer(Trainer):
         loss = loss + zero
         return (loss, outputs) if return_outputs else loss
 
-    def _drawn(
-        self, model: nn.Module, inputs: dict[str, Any], seeds: list[int], draws: int
+    def _by_answers(
+        self, model: nn.Module, inputs: dict[str, Any], seeds: list[int]
     ) -> Tensor | float:
-        """The loss of a row, see `loss_of_draws`; 0 where it has nothing to learn."""
-        if not bool((inputs["labels"] != IGNORED_LABEL).any()):
+        """The loss of a row, see `answers_alone`; 0 where it has nothing to learn."""
+        words = int((inputs["labels"] != IGNORED_LABEL).sum())
+        if not words:
             return 0.0
         selector: Any = tokenizer_of(base_model(self.model)).frame_selector
 
@@ -135,7 +139,10 @@ class AdapterTrainer(Trainer):
             loss: Tensor = model(**inputs).loss
             return loss
 
-        found = loss_of_draws(selector, answer_loss, seeds, draws)
+        if self.lesson == "frames":
+            found = loss_by_frames(selector, answer_loss, seeds, self.reads, words)
+        else:
+            found = loss_by_sets(selector, answer_loss, seeds, self.reads)
         if found is None:
             return 0.0
         loss, likelihood = found

@@ -345,13 +345,15 @@ def test_what_workers_get_is_pickled_and_holds_no_model() -> None:
     assert not [value for value in vars(host).values() if isinstance(value, torch.nn.Module)]
 
 
-def test_a_selector_learns_by_draws(folder: Path, checkpoints: Any) -> None:
-    """From answers alone: it moves, and what reads the chosen frames does not."""
+@pytest.mark.parametrize("lesson", ["frames", "sets"])
+def test_a_selector_learns_from_answers_alone(lesson: str, folder: Path, checkpoints: Any) -> None:
+    """It moves, and what reads the chosen frames does not."""
     config = configured(
         folder,
         checkpoints("qwen2_5_vl"),
         train=["frame_selector"],
-        answer_draws=3,
+        selector_learns=lesson,
+        answer_reads=3,
         max_steps=2,
         data=[{"file": folder / "videos.json"}],
     )
