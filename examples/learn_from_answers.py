@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from answer_lessons import AnswerLearner
-from needle_bank import Bank, Example, make_clips
+from needle_bank import Bank, Example, examples, make_clips
 from needle_study import VIDEO_SEED, over_seeds, table
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -104,6 +105,8 @@ WAYS = {
         "covered MMR's frames for a quarter of the time, then answers, softly",
         (Phase(lambda it: it.as_coverage, 100), softly(300)),
     ),
+    "diverse": Way("answers, softly; queries that differ from the start", (softly(),), 1.0),
+    "needles": Way("answers, softly; two needles at first, then more", (softly(needles=True),)),
     "prototype": Way(
         "answers, softly; queries differ from the start, few needles first, what reads is trained",
         (softly(readers=True, needles=True),),
@@ -163,6 +166,28 @@ class Trials:
             print(name, seed, found, flush=True)
         return json.loads(file.read_text())  # type: ignore[no-any-return]
 
+    def losses_by_one_frame(self) -> str:
+        """A table of what the reader loses by, given a single frame of a held-out video."""
+        learner, rng = self.learner(0), np.random.default_rng(VIDEO_SEED)
+        learner.model.eval()
+        learner.bank = self.test_bank
+        held = examples(self.test_bank, rng, num_frames=64, needles=8, split="test")
+        batch = [e for e in islice(held, 5 * self.videos) if len(e.shows) == 1]
+        positions: dict[str, list[int]] = {"asked about": [], "another needle": [], "none": []}
+        for example in batch:
+            shows = self.test_bank.shown[torch.from_numpy(example.frames), 0].numpy() >= 0
+            asked = np.isin(np.arange(len(shows)), example.shows[0])
+            for kind, of in zip(positions, (asked, shows & ~asked, ~shows), strict=True):
+                positions[kind].append(int(rng.choice(np.flatnonzero(of))))
+        read = learner.likelihood(batch, torch.tensor(list(positions.values())).T[..., None])
+        return table(
+            ["the frame shows", "mean loss, nats", "mean likelihood"],
+            (
+                [kind, f"{-float(of.mean()):.2f}", f"{float(of.exp().mean()):.2f}"]
+                for kind, of in zip(positions, read.T, strict=True)
+            ),
+        )
+
     @torch.no_grad()
     def measured(self, learner: AnswerLearner) -> dict[str, dict[str, float]]:
         """Accuracy, recall and different frames of a choice on held-out videos, those of
@@ -221,6 +246,10 @@ def main() -> None:
         "question. Tower and reading stage are the same for all; selectors have "
         f"{options.seeds} seeds. After ±: standard deviation over seeds."
     )
+    why = (
+        "What the answer to a question about one needle loses by, and how likely it is, if the "
+        f"reader sees a single frame of 64:\n\n{trials.losses_by_one_frame()}"
+    )
     head = [
         "learns from",
         "CPU s",
@@ -231,7 +260,7 @@ def main() -> None:
         rows.append(row)
         # After each, so that a run that is stopped has something to show.
         told = table([*head, "different frames of 4"], rows)
-        options.out.write_text(f"{about}\n\n{told}\n", encoding="utf-8")
+        options.out.write_text(f"{about}\n\n{told}\n\n{why}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
