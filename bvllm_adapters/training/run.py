@@ -72,7 +72,7 @@ def train(
         data_collator=Collate(host),
         samples=Samples.of(config, rows, host),
         validation=None if validation is None else InOrder(Samples.of(config, validation, host)),
-        rows=steps * config.global_batch,
+        draws=steps * config.global_batch,
         lesson=config.selector_learns,
         reads=config.answer_reads,
         max_skipped=config.max_skipped,

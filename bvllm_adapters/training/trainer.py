@@ -54,7 +54,7 @@ class AdapterTrainer(Trainer):
     Args:
         samples: what is trained on. validation: what is looked at on the way, and after the last
             step; None: nothing is.
-        rows: how many a whole run takes. max_skipped: share of them that may be skipped.
+        draws: how many rows a whole run takes. max_skipped: share of them that may be skipped.
         lesson, reads: the config's selector_learns and answer_reads.
         keep: checkpoints that stay; None: all. kwargs: of the Trainer.
     """
@@ -67,7 +67,7 @@ class AdapterTrainer(Trainer):
         *,
         samples: Samples,
         validation: InOrder | None = None,
-        rows: int,
+        draws: int,
         max_skipped: float,
         lesson: Lesson = "soft",
         reads: int = 2,
@@ -80,7 +80,7 @@ class AdapterTrainer(Trainer):
         self.keep = keep
         self.aside = False
         self.samples = samples
-        self.rows = rows
+        self.draws = draws
         self.lesson: Lesson = lesson
         self.reads = reads
         self.likelihoods: list[float] = []  # of answers, since the last log
@@ -89,7 +89,7 @@ class AdapterTrainer(Trainer):
         self.skipped = 0
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any]:
-        return ShuffledRows(len(self.samples), self.rows, self.samples.seed)
+        return ShuffledRows(len(self.samples), self.draws, self.samples.seed)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Modifications: to the device only. With DeepSpeed, the Trainer would put times and
