@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bvllm_adapters.context import noise_from
-from bvllm_adapters.features import Selection, in_float32
+from bvllm_adapters.context import in_float32, noise_from
+from bvllm_adapters.features import Selection
 from bvllm_adapters.frame_selector import FrameSelector, gumbel_noise
 
 EVENNESS = 0.01
