@@ -53,10 +53,8 @@ def run(options: argparse.Namespace) -> int:
     from bvllm_adapters.bulk.by_video import read_rows
     from bvllm_adapters.bulk.shards import share_of
     from bvllm_adapters.bulk.video_row import table_of, video_row
-    from bvllm_adapters.cli.asked_model import asked_model
-    from bvllm_adapters.cli.placement import placement
+    from bvllm_adapters.cli.asked_model import model_of
     from bvllm_adapters.cli.progress import row_progress
-    from bvllm_adapters.cli.selecting import asked_selector
     from bvllm_adapters.seeing.encoding import Encoding
     from bvllm_adapters.tables.results import open_to_append
 
@@ -75,20 +73,7 @@ def run(options: argparse.Namespace) -> int:
         )
     open_to_append(options.out, "--out").close()
     encoding = Encoding(skip_similar=options.skip_similar)
-    device, dtype = placement(options)
-    settings: dict[str, Any] = {}
-    if options.selector is not None or options.scout is not None:
-        settings["selector"] = asked_selector(options, device, dtype)
-    if options.max_tokens is not None:
-        settings["max_tokens"] = options.max_tokens
-    model, processor = asked_model(
-        options.model,
-        options.adapter,
-        untrained=options.untrained,
-        dtype=dtype,
-        device=device,
-        **settings,
-    )
+    model, processor = model_of(options)
     passed = (
         "question out rows videos outside_media fps max_frames max_tokens max_new_tokens "
         "batch_size workers max_errors retry_errors"

@@ -80,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
         _make(Path(folder), "--out" if options.out else "--messages")
         save = "frames" if options.out else "messages"
         where = {"out": Path(folder) / RESULTS, "folder": folder, "save": save}
-    selector = asked_selector(options, *placement(options))
+    selector = asked_selector(options.selector, options.scout, *placement(options))
     passed = (
         "question rows videos outside_media fps max_frames workers size max_errors retry_errors"
     ).split()
