@@ -11,12 +11,13 @@ from typing import Any
 
 from torch import nn
 
-from bvllm_adapters.bulk.by_video import read_rows, rows_by_video
+from bvllm_adapters.bulk.by_video import rows_by_video
 from bvllm_adapters.bulk.identity import model_identity
 from bvllm_adapters.bulk.run import run_table
 from bvllm_adapters.bulk.shards import Share
 from bvllm_adapters.bulk.told import choice_told
-from bvllm_adapters.bulk.video_row import Rows, VideoRow, check_question, table_of, video_row
+from bvllm_adapters.bulk.video_row import VideoRow, check_question, read_rows, video_row
+from bvllm_adapters.bulk.video_table import Rows, table_of
 from bvllm_adapters.bulk.workers import check_left
 from bvllm_adapters.checks import check_count, takes
 from bvllm_adapters.conversation import OpenVideo, ask_batch, open_video
@@ -63,7 +64,7 @@ class AskRows:
         Sampling(self.fps, None, None, self.max_frames)
         tokenizer_of(self._base)
 
-    @cached_property
+    @property
     def of(self) -> dict[str, Any]:
         """What results are of, but for the table; as JSON."""
         return {
@@ -77,14 +78,6 @@ class AskRows:
             "model": model_identity(self._base),
         }
 
-    def check(self, rows: Sequence[TableRow]) -> None:
-        """ValueError if none of the rows can be asked."""
-        good, errors = read_rows(rows, self._row)
-        if not good:
-            raise ValueError(
-                f"table: none of {len(errors)} rows can be asked; the first: {errors[0]['error']}"
-            )
-
     def __call__(self, rows: Sequence[TableRow]) -> Generator[dict[str, Any], None, None]:
         """What came of each row, of those that cannot be asked first, then a video at a time; of
         one that failed, "error". Nothing but a broken device is raised.
@@ -96,7 +89,7 @@ class AskRows:
         - `seconds` that it took: its part of its batch and of opening its video;
         - `warnings` of a video that is damaged.
         """
-        questions, errors = read_rows(rows, self._row)
+        questions, errors = read_rows(rows, self.read)
         yield from errors
         if questions:
             processor = processor_of(self._base) if self.processor is None else self.processor
@@ -108,40 +101,36 @@ class AskRows:
                 )  # fmt: skip
 
             yield from rows_by_video(
-                questions, opened, self._asked, batch_size=self.batch_size, workers=self.workers
-            )
+                questions, opened, self.asked, prompts=self.prompts, batch_size=self.batch_size,
+                workers=self.workers,
+            )  # fmt: skip
 
-    @property
-    def _base(self) -> nn.Module:
-        return base_model(self.model)
-
-    @cached_property
-    def _encoding(self) -> Encoding:
-        """What may be kept of a video, where several are open at a time."""
-        whole = Encoding() if self.encoding is None else self.encoding
-        names = ("device_bytes", "host_bytes", "cache_bytes")
-        share = {name: getattr(whole, name) // (self.batch_size + self.workers) for name in names}
-        return replace(whole, **share)
-
-    def _row(self, row: TableRow) -> VideoRow:
-        found = video_row(row, self.media, outside=self.outside_media, question=self.question)
+    def read(self, row: TableRow) -> VideoRow:
+        """A row as it is asked; RowError for one that cannot be."""
+        found = self.row_of(row)
         try:
             check_query(self._selector, found.query)
         except ValueError as error:
             raise RowError(str(error)) from error
         return found
 
-    @cached_property
-    def _selector(self) -> Any:
-        return tokenizer_of(self._base).frame_selector
+    # What another kind of asking does in its own way.
 
-    def _asked(self, pairs: Sequence[tuple[VideoRow, OpenVideo]]) -> list[dict[str, Any]]:
+    def row_of(self, row: TableRow) -> VideoRow:
+        """A row as a question; RowError for one that is none."""
+        return video_row(row, self.media, outside=self.outside_media, question=self.question)
+
+    def prompts(self, row: VideoRow) -> int:
+        """How many prompts a row is."""
+        return 1
+
+    def asked(self, pairs: Sequence[tuple[Any, OpenVideo]]) -> list[dict[str, Any]]:
+        """What came of rows, each with its video; `seconds` are a row's part."""
         begin = time.perf_counter()
-        reads_query = self._selector is not None and takes(self._selector, "query")
         answers = ask_batch(
             [(video, row.question) for row, video in pairs],
             batch_size=self.batch_size,
-            query=[row.query if reads_query else None for row, _ in pairs],
+            query=[row.query if self.reads_query else None for row, _ in pairs],
             max_tokens=self.max_tokens,
             max_new_tokens=self.max_new_tokens,
             do_sample=False,  # the same answer on every run
@@ -158,6 +147,27 @@ class AskRows:
             }
             for (row, _), answer in zip(pairs, answers, strict=True)
         ]
+
+    @property
+    def _base(self) -> nn.Module:
+        return base_model(self.model)
+
+    @cached_property
+    def _encoding(self) -> Encoding:
+        """What may be kept of a video, where several are open at a time."""
+        whole = Encoding() if self.encoding is None else self.encoding
+        names = ("device_bytes", "host_bytes", "cache_bytes")
+        share = {name: getattr(whole, name) // (self.batch_size + self.workers) for name in names}
+        return replace(whole, **share)
+
+    @property
+    def reads_query(self) -> bool:
+        """Whether the model's selector reads a text in place of the question."""
+        return self._selector is not None and takes(self._selector, "query")
+
+    @property
+    def _selector(self) -> Any:
+        return tokenizer_of(self._base).frame_selector
 
 
 def batch(
@@ -220,26 +230,11 @@ def batch(
     """
     found, folder = table_of(table, media)
     work = AskRows(
-        model,
-        processor,
-        question,
-        folder,
-        outside_media,
-        fps,
-        max_frames,
-        max_tokens,
-        max_new_tokens,
-        batch_size,
-        encoding,
-        workers,
-    )
+        model, processor=processor, question=question, media=folder, outside_media=outside_media,
+        fps=fps, max_frames=max_frames, max_tokens=max_tokens, max_new_tokens=max_new_tokens,
+        batch_size=batch_size, encoding=encoding, workers=workers,
+    )  # fmt: skip
     return run_table(
-        work,
-        found,
-        out,
-        rows=rows,
-        videos=videos,
-        max_errors=max_errors,
-        retry_errors=retry_errors,
-        progress=progress,
-    )
+        work, found, out, rows=rows, videos=videos, max_errors=max_errors,
+        retry_errors=retry_errors, progress=progress,
+    )  # fmt: skip

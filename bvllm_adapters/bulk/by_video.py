@@ -4,51 +4,53 @@ from __future__ import annotations
 
 import stat
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
 from bvllm_adapters.bulk.noted import listening, noting
+from bvllm_adapters.bulk.video_row import R, VideoRow
 from bvllm_adapters.bulk.workers import in_order
 from bvllm_adapters.tables.media_paths import RowError
-from bvllm_adapters.tables.table import TableRow
 
-
-class Row(Protocol):
-    """Of a table, with its video.
-
-    Args:
-        row: its number, from 1. place: file and line, for messages. video: where it is.
-        told: what each of its results begins with.
-    """
-
-    @property
-    def row(self) -> int: ...
-    @property
-    def place(self) -> str: ...
-    @property
-    def video(self) -> Path: ...
-    @property
-    def told(self) -> Mapping[str, Any]: ...
-
-
-R = TypeVar("R", bound=Row)
 V = TypeVar("V")
 Result = dict[str, Any]
 
 
 @dataclass
 class Opened(Generic[R, V]):
-    """A video with its rows, or why it could not be opened; seconds, and what it was warned of."""
+    """A video with its rows.
 
-    rows: list[R]
+    Args:
+        failures: what is said of the rows, where it could not be opened. seconds: that it took.
+        warnings: of the video.
+    """
+
+    rows: Sequence[R]
     video: V | None = None
-    error: Exception | None = None
+    failures: list[Result] = field(default_factory=list)
     seconds: float = 0.0
     warnings: list[str] = field(default_factory=list)
+
+
+def open_once(rows: Sequence[R], opened: Callable[[Path], V]) -> Opened[R, V]:
+    """The video that rows have in common; it takes a `listening` block around it.
+
+    Args: see `rows_by_video`.
+    """
+    begin = time.perf_counter()
+    out: Opened[R, V] = Opened(rows)
+    with noting() as out.warnings:
+        try:
+            out.video = opened(checked(rows[0].video))
+        except Exception as error:  # whatever a decoder raises: one video must not end a run
+            raise_if_fatal(error)
+            out.failures = [failed(row, error) for row in rows]
+    out.seconds = time.perf_counter() - begin
+    return out
 
 
 def rows_by_video(
@@ -81,24 +83,14 @@ def rows_by_video(
             yield {**row, "warnings": of.warnings} if of.warnings else row
         waiting.clear()
 
-    def found(of_one: list[R]) -> Opened[R, V]:
-        begin = time.perf_counter()
-        out: Opened[R, V] = Opened(of_one)
-        with noting() as out.warnings:
-            try:
-                out.video = opened(checked(of_one[0].video))
-            except Exception as error:  # whatever a decoder raises: one video must not end a run
-                raise_if_fatal(error)
-                out.error = error
-        out.seconds = time.perf_counter() - begin
-        return out
+    def one_opened(of_one: list[R]) -> Opened[R, V]:
+        return open_once(of_one, opened)
 
-    with listening(), in_order(found, by_video(rows), workers) as videos:
+    with listening(), in_order(one_opened, by_video(rows), workers) as videos:
         for one in videos:
+            yield from one.failures
             video, one.video = one.video, None  # no longer held than a row waits
             if video is None:
-                assert one.error is not None
-                yield from (failed(row, one.error) for row in one.rows)
                 continue
             for row in one.rows:
                 shares[row.row] = one
@@ -117,30 +109,6 @@ def by_video(rows: Iterable[R]) -> list[list[R]]:
     return [*found.values()]
 
 
-def read_rows(
-    rows: Iterable[TableRow], read: Callable[[TableRow], R]
-) -> tuple[list[R], list[Result]]:
-    """Rows that can be taken, and what is said of the others.
-
-    Args:
-        read: a row as it is taken; RowError for one that cannot be.
-    """
-    good, errors = [], []
-    for row in rows:
-        try:
-            good.append(read(row))
-        except RowError as error:
-            errors.append(
-                {
-                    "row": row.number,
-                    "id": str(row.values.get("id", row.number)),
-                    "video": str(row.values.get("video")),
-                    "error": f"{row.place}: {error}",
-                }
-            )
-    return good, errors
-
-
 def checked(path: Path) -> Path:
     """RowError for what is neither a file nor a folder: a pipe would never end."""
     if path.exists() and not (path.is_file() or path.is_dir()):
@@ -149,7 +117,7 @@ def checked(path: Path) -> Path:
     return path
 
 
-def failed(row: Row, error: Exception) -> Result:
+def failed(row: VideoRow, error: Exception) -> Result:
     """What is said of a row that failed."""
     told = " ".join(str(error).split()) or repr(error)
     if not isinstance(error, ValueError | OSError):

@@ -11,13 +11,14 @@ from typing import Any, Literal
 
 from torch import nn
 
-from bvllm_adapters.bulk.by_video import by_video, checked, failed, raise_if_fatal, read_rows
+from bvllm_adapters.bulk.by_video import by_video, failed, open_once, raise_if_fatal
 from bvllm_adapters.bulk.identity import selector_identity
 from bvllm_adapters.bulk.noted import listening, noting
 from bvllm_adapters.bulk.run import run_table
 from bvllm_adapters.bulk.shards import Share
-from bvllm_adapters.bulk.told import CHOICE
-from bvllm_adapters.bulk.video_row import Rows, VideoRow, check_question, table_of, video_row
+from bvllm_adapters.bulk.told import choice_told
+from bvllm_adapters.bulk.video_row import VideoRow, check_question, read_rows, video_row
+from bvllm_adapters.bulk.video_table import Rows, table_of
 from bvllm_adapters.bulk.workers import check_left, in_order
 from bvllm_adapters.checks import check_choice, check_count
 from bvllm_adapters.selectors.choosing import check_query
@@ -85,14 +86,6 @@ class SelectRows:
             "selector": selector_identity(self._chooser),
         }
 
-    def check(self, rows: Sequence[TableRow]) -> None:
-        """ValueError if frames can be chosen for none of the rows."""
-        good, errors = read_rows(rows, self._row)
-        if not good:
-            raise ValueError(
-                f"table: none of {len(errors)} rows can be read; the first: {errors[0]['error']}"
-            )
-
     def __call__(self, rows: Sequence[TableRow]) -> Generator[dict[str, Any], None, None]:
         """What came of each row, of those that cannot be read first, then a video at a time; of
         one that failed, "error".
@@ -107,13 +100,14 @@ class SelectRows:
         Raises:
             OSError: what is to be saved cannot be written.
         """
-        good, errors = read_rows(rows, self._row)
+        good, errors = read_rows(rows, self.read)
         yield from errors
         with listening(), in_order(self._of_video, by_video(good), self.workers) as found:
             for done in found:
                 yield from done
 
-    def _row(self, row: TableRow) -> VideoRow:
+    def read(self, row: TableRow) -> VideoRow:
+        """A row as it is done; RowError for one that cannot be."""
         found = video_row(row, self.media, outside=self.outside_media, question=self.question)
         try:
             check_query(self._chooser, found.query)
@@ -121,20 +115,19 @@ class SelectRows:
             raise RowError(str(error)) from error
         return found
 
+    def _looked(self, path: Path) -> LookedAt:
+        source = open_source(path, fps=self.fps, max_frames=self.max_frames)
+        return LookedAt(source, self._chooser, check_left)
+
     def _of_video(self, rows: Sequence[VideoRow]) -> list[dict[str, Any]]:
         """What came of rows that have one video."""
-        begin = time.perf_counter()
-        with noting() as warnings:
-            try:
-                path = checked(rows[0].video)
-                source = open_source(path, fps=self.fps, max_frames=self.max_frames)
-                looked = LookedAt(source, self._chooser, check_left)
-            except Exception as error:  # whatever a decoder raises: one video must not end a run
-                raise_if_fatal(error)
-                return [failed(row, error) for row in rows]
-            share = (time.perf_counter() - begin) / len(rows)
-            done = [self._of_row(row, looked, share) for row in rows]
-        return [{**row, "warnings": [*warnings]} if warnings else row for row in done]
+        one = open_once(rows, self._looked)
+        if one.video is None:
+            return one.failures
+        with noting() as more:  # most are those of looking, once more
+            done = [self._of_row(row, one.video, one.seconds / len(rows)) for row in rows]
+        warnings = [*dict.fromkeys([*one.warnings, *more])]
+        return [{**row, "warnings": warnings} if warnings else row for row in done]
 
     def _of_row(self, row: VideoRow, looked: LookedAt, share: float) -> dict[str, Any]:
         begin = time.perf_counter()
@@ -146,7 +139,7 @@ class SelectRows:
             raise_if_fatal(error)
             return failed(row, error)
         saved = {} if self.folder is None else {"saved": self._save(row, chosen, self.folder)}
-        told = _told(chosen)
+        told = choice_told(chosen.trace, "frame", "score")
         seconds = round(share + time.perf_counter() - begin, 4)
         return {**row.told, **told, "duration": chosen.duration, **saved, "seconds": seconds}
 
@@ -168,16 +161,6 @@ class SelectRows:
                 f"folder: {folder / name}: cannot be written ({error.strerror or error}); what is "
                 "done is kept, and the same call goes on from there"
             ) from error
-
-
-def _told(chosen: ChosenFrames) -> dict[str, Any]:
-    trace = chosen.trace
-    told = {name: getattr(trace, name) for name in CHOICE}
-    frames: list[dict[str, Any]] = []
-    for frame in trace.frames:
-        score = {} if frame.score is None else {"score": frame.score}
-        frames.append({"frame": frame.frame, "second": round(frame.second, 3), **score})
-    return {**{name: value for name, value in told.items() if value is not None}, "frames": frames}
 
 
 def select_batch(
@@ -226,25 +209,11 @@ def select_batch(
     """
     found, media_folder = table_of(table, media)
     work = SelectRows(
-        num_frames,
-        selector,
-        question,
-        media_folder,
-        outside_media,
-        fps,
-        max_frames,
-        None if folder is None else Path(folder),
-        save,
-        size,
-        workers,
-    )
+        num_frames=num_frames, selector=selector, question=question, media=media_folder,
+        outside_media=outside_media, fps=fps, max_frames=max_frames,
+        folder=None if folder is None else Path(folder), save=save, size=size, workers=workers,
+    )  # fmt: skip
     return run_table(
-        work,
-        found,
-        out,
-        rows=rows,
-        videos=videos,
-        max_errors=max_errors,
-        retry_errors=retry_errors,
-        progress=progress,
-    )
+        work, found, out, rows=rows, videos=videos, max_errors=max_errors,
+        retry_errors=retry_errors, progress=progress,
+    )  # fmt: skip

@@ -1,25 +1,17 @@
-"""A row of a table as a question about a video, and a folder of videos as such a table."""
+"""A row of a table as a question about a video, and what is said of one that is none."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bvllm_adapters.tables.cells import text_cell, unicode_cell
 from bvllm_adapters.tables.media_paths import RowError, media_path
-from bvllm_adapters.tables.table import Table, TableRow, plain, read_table
+from bvllm_adapters.tables.table import TableRow
 
 FIELDS = ("id", "video", "question", "query")
-# Names of files that a folder's videos have. Unlike reading, which goes by what a file holds, this
-# must not leave out a video that is damaged.
-SUFFIXES = {
-    *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".mkv", ".webm", ".avi", ".divx", ".flv"),
-    *(".f4v", ".wmv", ".asf", ".mpg", ".mpeg", ".m2v", ".vob", ".ts", ".mts", ".m2ts", ".ogv"),
-    *(".mxf", ".h264", ".264", ".hevc", ".265", ".mjpg", ".mjpeg", ".gif", ".apng"),
-}
 
 
 @dataclass(frozen=True)
@@ -40,8 +32,8 @@ class VideoRow:
     video: Path
     named: str
     question: str
-    query: str | None = None
-    columns: Mapping[str, Any] = field(default_factory=dict)
+    query: str | None
+    columns: Mapping[str, Any]
 
     @property
     def told(self) -> dict[str, Any]:
@@ -55,14 +47,23 @@ class VideoRow:
         }
 
 
+R = TypeVar("R", bound=VideoRow)
+
+
 def video_row(
-    row: TableRow, media: Path, *, outside: bool = False, question: str | None = None
+    row: TableRow,
+    media: Path,
+    *,
+    outside: bool = False,
+    question: str | None = None,
+    fields: Sequence[str] = FIELDS,
 ) -> VideoRow:
     """A row as a question about its video.
 
     Args:
         media: folder that videos are named from. outside: whether they may lie out of it.
         question: of a row that has none; None: each must have one; "": none is needed.
+        fields: columns that have a meaning; all others are kept as they are.
 
     Raises:
         RowError: what cannot be asked; names the column, what came and what was wanted.
@@ -78,70 +79,45 @@ def video_row(
         named=named,
         question=text,
         query=text_cell(values, "query") if "query" in values else None,
-        columns={key: value for key, value in values.items() if key not in FIELDS},
+        columns={key: value for key, value in values.items() if key not in fields},
     )
 
 
-Rows = str | Path | Table | Iterable[Mapping[str, Any]]
-"""A table's file, a folder of videos, a table, or rows as mappings."""
-
-
-def table_of(table: Rows, media: str | Path | None = None) -> tuple[Table, Path]:
-    """A table, and the folder that its videos are named from.
+def read_rows(
+    rows: Iterable[TableRow], read: Callable[[TableRow], R]
+) -> tuple[list[R], list[dict[str, Any]]]:
+    """Rows that can be taken, and what is said of the others.
 
     Args:
-        table: a file, see `read_table`; a folder, all videos in which are its rows; rows as
-            mappings, whose videos are named from the present folder.
-        media: None: the table's own folder.
-
-    Raises:
-        ValueError: for a file that cannot be read, or no rows; says which line, if it is one.
+        read: a row as it is taken; RowError for one that cannot be.
     """
-    if isinstance(table, str | os.PathLike) and Path(table).is_dir():
-        found, folder = videos_in(Path(table)), Path(table)
-    elif isinstance(table, str | os.PathLike):
-        found = read_table(table)
-        folder = found.file.parent
-    elif isinstance(table, Table):
-        found, folder = table, table.file.parent
-    else:
-        found, folder = _given(table), Path()
-    return found, folder if media is None else Path(media)
+    good, errors = [], []
+    for row in rows:
+        try:
+            good.append(read(row))
+        except RowError as error:
+            errors.append(
+                {
+                    "row": row.number,
+                    "id": str(row.values.get("id", row.number)),
+                    "video": str(row.values.get("video")),
+                    "error": f"{row.place}: {error}",
+                }
+            )
+    return good, errors
 
 
-def videos_in(folder: Path) -> Table:
-    """All videos in a folder and its folders, by their names, as rows in the order of those.
+def check_some(rows: Sequence[TableRow], read: Callable[[TableRow], VideoRow], name: str) -> None:
+    """ValueError if there are rows of which none can be taken.
 
-    Raises:
-        ValueError: there are none.
+    Args:
+        name: of the argument that names the table, for messages.
     """
-    found = []
-    for here, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(here, name) for name in files if Path(name).suffix.lower() in SUFFIXES]
-    shown = [file for file in found if not file.name.startswith(".")]  # macOS writes ._1.mp4
-    if not shown:
+    good, errors = read_rows(rows, read)
+    if errors and not good:
         raise ValueError(
-            f"table: got the folder {folder}, which holds no videos, wanted files named as "
-            f"{' '.join(sorted(SUFFIXES))}, or a table"
+            f"{name}: none of {len(errors)} rows can be taken; the first: {errors[0]['error']}"
         )
-    rows = (
-        TableRow(number, str(file), {"video": file.relative_to(folder).as_posix()})
-        for number, file in enumerate(sorted(shown), 1)
-    )
-    return Table(folder, tuple(rows))
-
-
-def _given(rows: Iterable[Mapping[str, Any]]) -> Table:
-    made = []
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, Mapping):
-            raise TypeError(f"table: got {type(row).__name__} in row {number}, wanted a mapping")
-        values = {str(key): plain(value) for key, value in row.items() if value is not None}
-        made.append(TableRow(number, f"row {number}", values))
-    if not made:
-        raise ValueError("table: got no rows, wanted at least one")
-    return Table(Path(), tuple(made))
 
 
 def check_question(question: object) -> None:

@@ -50,9 +50,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from bvllm_adapters.bulk.answers import batch
-    from bvllm_adapters.bulk.by_video import read_rows
     from bvllm_adapters.bulk.shards import share_of
-    from bvllm_adapters.bulk.video_row import table_of, video_row
+    from bvllm_adapters.bulk.video_row import check_some, video_row
+    from bvllm_adapters.bulk.video_table import table_of
     from bvllm_adapters.cli.asked_model import model_of
     from bvllm_adapters.cli.progress import row_progress
     from bvllm_adapters.seeing.encoding import Encoding
@@ -60,17 +60,13 @@ def run(options: argparse.Namespace) -> int:
 
     # This and more before a model is loaded.
     table, media = table_of(options.table, options.media)
-    own = share_of(table, options.rows, options.videos)
-    good, errors = read_rows(
-        own,
+    check_some(
+        share_of(table, options.rows, options.videos),
         lambda row: video_row(
             row, media, outside=bool(options.outside_media), question=options.question
         ),
+        "TABLE",
     )
-    if own and not good:
-        raise ValueError(
-            f"TABLE: none of {len(own)} rows can be asked; the first: {errors[0]['error']}"
-        )
     open_to_append(options.out, "--out").close()
     encoding = Encoding(skip_similar=options.skip_similar)
     model, processor = model_of(options)

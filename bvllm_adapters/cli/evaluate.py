@@ -80,20 +80,22 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _file(options: argparse.Namespace, given: dict[str, Any]) -> int:
+    from bvllm_adapters.bulk.video_row import check_some
     from bvllm_adapters.cli.asked_model import model_of
     from bvllm_adapters.cli.progress import row_progress
-    from bvllm_adapters.evaluation.table_accuracy import evaluate_file, questions_of
+    from bvllm_adapters.evaluation.table_accuracy import check_group, evaluate_file
+    from bvllm_adapters.evaluation.table_questions import table_question
     from bvllm_adapters.seeing.encoding import Encoding
     from bvllm_adapters.tables.results import open_to_append
     from bvllm_adapters.tables.table import read_table
 
     table = read_table(options.what, name="FILE")  # this and more before a model is loaded
-    questions_of(
-        table,
-        Path(options.media or table.file.parent),
-        by=options.by,
-        group=options.group,
-        outside=bool(options.outside_media),
+    check_group(table, options.group)
+    media = Path(options.media or table.file.parent)
+    check_some(
+        table.rows,
+        lambda row: table_question(row, media, by=options.by, outside=bool(options.outside_media)),
+        "FILE",
     )
     if options.out is not None:
         open_to_append(options.out, "--out").close()

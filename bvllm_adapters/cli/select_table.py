@@ -29,7 +29,7 @@ def is_table(video: str) -> bool:
         return not path.is_dir()
     if not path.is_dir():
         return False
-    from bvllm_adapters.bulk.video_row import videos_in
+    from bvllm_adapters.bulk.video_table import videos_in
     from bvllm_adapters.video.stills import IMAGE_SUFFIXES
 
     if any(file.suffix.lower() in IMAGE_SUFFIXES for file in path.iterdir()):
@@ -55,7 +55,7 @@ def check_none(options: argparse.Namespace) -> None:
 def run(options: argparse.Namespace) -> int:
     from bvllm_adapters.bulk.chosen import select_batch
     from bvllm_adapters.bulk.shards import share_of
-    from bvllm_adapters.bulk.video_row import table_of
+    from bvllm_adapters.bulk.video_table import table_of
     from bvllm_adapters.cli.batch import given, told
     from bvllm_adapters.cli.placement import placement
     from bvllm_adapters.cli.progress import row_progress

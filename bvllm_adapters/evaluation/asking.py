@@ -33,7 +33,7 @@ class Asking:
     circular: bool = False
     instruction: str | None = None
     max_tokens: int | None = None
-    max_new_tokens: int = 32
+    max_new_tokens: int | None = 32
     batch_size: int = 1
     reads_query: bool = False
 
@@ -45,17 +45,17 @@ class Asking:
 
     def prompt(self, question: TableQuestion, order: Sequence[int]) -> str:
         if question.by == "likelihood":  # the options are not told, but put to it
-            return "\n".join([question.text, *filter(None, [self.instruction])])
+            return "\n".join([question.question, *filter(None, [self.instruction])])
         if question.by == "letter":
             options = [question.options[i] for i in order]
             instruction = ASK_LETTER if self.instruction is None else self.instruction
-            return lettered(question.text, options, instruction)
+            return lettered(question.question, options, instruction)
         instruction = ASK_BRIEFLY if self.instruction is None else self.instruction
-        return "\n".join([question.text, *filter(None, [instruction])])
+        return "\n".join([question.question, *filter(None, [instruction])])
 
     def query(self, question: TableQuestion) -> str | None:
         """What a scout reads: never the options, nor how to answer."""
-        return (question.query or question.text) if self.reads_query else None
+        return (question.query or question.question) if self.reads_query else None
 
 
 def ask_rows(pairs: Sequence[Pair], how: Asking) -> list[dict[str, Any]]:
@@ -155,7 +155,6 @@ def _row(question: TableQuestion, came: dict[str, Any], traces: Sequence[Trace])
     options = {"options": list(question.options)} if question.options else {}
     return {
         **question.told,
-        "question": question.text,
         **options,
         "answer": question.answers[0] if len(question.answers) == 1 else [*question.answers],
         **came,

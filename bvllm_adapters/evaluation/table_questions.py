@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, Literal
 
+from bvllm_adapters.bulk.video_row import VideoRow, video_row
 from bvllm_adapters.evaluation.letters import without_letters
-from bvllm_adapters.tables.cells import text_cell, unicode_cell
-from bvllm_adapters.tables.media_paths import RowError, media_path
+from bvllm_adapters.tables.cells import unicode_cell
+from bvllm_adapters.tables.media_paths import RowError
 from bvllm_adapters.tables.table import TableRow
 
 By = Literal["letter", "likelihood", "match"]
@@ -19,42 +20,24 @@ FIELDS = ("id", "video", "question", "options", "answer", "query")
 
 
 @dataclass(frozen=True)
-class TableQuestion:
+class TableQuestion(VideoRow):
     """One row.
 
     Args:
-        row: its number, from 1. name: what its id column says, else the number. place: of the row,
-            for messages.
-        video: where it is. named: how the row names it.
-        by: how an answer is judged. text: the question. query: what a scout reads; None: the text.
+        by: how an answer is judged.
         options: to choose from; none where `by` is "match". right: the place of the right one.
         answers: texts that are right; of options, the one.
-        columns: all others of its row.
     """
 
-    row: int
-    name: str
-    place: str
-    video: Path
-    named: str
-    text: str
     by: By
     options: tuple[str, ...]
     right: int
     answers: tuple[str, ...]
-    query: str | None = None
-    columns: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def told(self) -> dict[str, Any]:
         """What a row of results begins with."""
-        return {
-            "row": self.row,
-            "id": self.name,
-            "video": self.named,
-            "by": self.by,
-            "columns": dict(self.columns),
-        }
+        return {**super().told, "by": self.by}
 
 
 def table_question(
@@ -69,11 +52,8 @@ def table_question(
     Raises:
         RowError: what cannot be asked or judged; names the column, what came and what was wanted.
     """
+    found = video_row(row, media, outside=outside, fields=FIELDS)
     values = row.values
-    named = text_cell(values, "video")
-    video = media_path("video", named, media, outside=outside, absolute=False)
-    text = text_cell(values, "question")
-    query = text_cell(values, "query") if "query" in values else None
     way: By = by or ("letter" if "options" in values else "match")
     options: tuple[str, ...] = ()
     right = 0
@@ -85,22 +65,7 @@ def table_question(
         keys, options = _options(_cell(values.get("options")))
         right = _right(values["answer"], keys, options)
         answers = (options[right],)
-    name = str(values.get("id", row.number))
-    columns = {key: value for key, value in values.items() if key not in FIELDS}
-    return TableQuestion(
-        row.number,
-        name,
-        row.place,
-        video,
-        named,
-        text,
-        way,
-        options,
-        right,
-        answers,
-        query,
-        columns,
-    )
+    return TableQuestion(**vars(found), by=way, options=options, right=right, answers=answers)
 
 
 def _cell(value: Any) -> Any:

@@ -473,7 +473,7 @@ def test_a_log_gets_lines_with_rate_and_time_left(
         (["TABLE", "-o", "/dev/full"], "--out: got /dev/full, wanted a file"),
         (["TABLE", "-o", "A", "--rows", "8"], "rows: got '8', wanted a slice"),
         (["TABLE", "-o", "A", "--media", "/nowhere"], "rows failed"),
-        (["FOLDER", "-o", "A"], "TABLE: none of 4 rows can be asked; the first: "),
+        (["FOLDER", "-o", "A"], "TABLE: none of 4 rows can be taken; the first: "),
     ],
 )
 def test_problems_of_the_command_are_one_line(
