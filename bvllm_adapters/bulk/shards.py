@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 from bvllm_adapters.tables.table import Table, TableRow
 
@@ -27,17 +26,19 @@ def share_of(table: Table, rows: Share = None, videos: Share = None) -> list[Tab
     if videos is None:
         return list(table.rows[_slice("rows", rows)])
     named = [str(row.values.get("video")) for row in table.rows]
-    own = set(_distinct(named)[_slice("videos", videos)])
+    own = set([*dict.fromkeys(named)][_slice("videos", videos)])
     return [row for row, name in zip(table.rows, named, strict=True) if name in own]
 
 
-def _distinct(names: Sequence[str]) -> list[str]:
-    return [*dict.fromkeys(names)]
-
-
 def _slice(name: str, share: Share) -> slice:
-    if share is None or isinstance(share, slice):
-        return slice(None) if share is None else share
+    if share is None:
+        return slice(None)
+    if isinstance(share, slice):
+        try:
+            share.indices(0)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{name}: got {share!r}, wanted a slice of whole numbers") from error
+        return share
     if not isinstance(share, str):
         raise TypeError(f"{name}: got {share!r}, wanted a slice, such as '1::8'")
     found = _SLICE.fullmatch(share.strip())

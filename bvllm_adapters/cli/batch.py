@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bvllm_adapters.cli.options import (
     add_model,
@@ -17,7 +17,17 @@ from bvllm_adapters.cli.options import (
 )
 from bvllm_adapters.cli.selecting import add_selector
 
+if TYPE_CHECKING:
+    from bvllm_adapters.bulk.answers import AskRows
+    from bvllm_adapters.tables.table import Table
+
 TEXT = "answer a table of questions about videos, each read once; it goes on where it was stopped"
+
+
+OF_ASKING = (
+    "question outside_media fps max_frames max_tokens max_new_tokens batch_size workers"
+).split()
+OF_RUN = "rows videos max_errors retry_errors".split()
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,43 +59,49 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from bvllm_adapters.bulk.answers import batch
+    from bvllm_adapters.bulk.run import run_table
+    from bvllm_adapters.cli.progress import row_progress
+
+    table, media = asked_table(options)
+    work = asker(options, media)
+    with row_progress() as progress:
+        found = run_table(work, table, options.out, progress=progress, **given(options, OF_RUN))
+    print(told(found, len(table.rows), str(options.out)))
+    return 0
+
+
+def asked_table(options: argparse.Namespace) -> tuple[Table, Path]:
+    """The table and the folder that its videos are named from.
+
+    Raises: before a model is loaded.
+        ValueError: none of the share's rows can be asked, or a wrong --out. OSError: it cannot be
+            written.
+    """
     from bvllm_adapters.bulk.shards import share_of
     from bvllm_adapters.bulk.video_row import check_some, video_row
     from bvllm_adapters.bulk.video_table import table_of
-    from bvllm_adapters.cli.asked_model import model_of
-    from bvllm_adapters.cli.progress import row_progress
-    from bvllm_adapters.seeing.encoding import Encoding
     from bvllm_adapters.tables.results import open_to_append
 
-    # This and more before a model is loaded.
     table, media = table_of(options.table, options.media)
+    outside = bool(options.outside_media)
     check_some(
         share_of(table, options.rows, options.videos),
-        lambda row: video_row(
-            row, media, outside=bool(options.outside_media), question=options.question
-        ),
+        lambda row: video_row(row, media, outside=outside, question=options.question),
         "TABLE",
     )
     open_to_append(options.out, "--out").close()
-    encoding = Encoding(skip_similar=options.skip_similar)
+    return table, media
+
+
+def asker(options: argparse.Namespace, media: Path) -> AskRows:
+    """The model that the options name, which asks as they say."""
+    from bvllm_adapters.bulk.answers import AskRows
+    from bvllm_adapters.cli.asked_model import model_of
+    from bvllm_adapters.seeing.encoding import Encoding
+
     model, processor = model_of(options)
-    passed = (
-        "question out rows videos outside_media fps max_frames max_tokens max_new_tokens "
-        "batch_size workers max_errors retry_errors"
-    ).split()
-    with row_progress() as progress:
-        found = batch(
-            model,
-            table,
-            media=media,
-            processor=processor,
-            encoding=encoding,
-            progress=progress,
-            **given(options, passed),
-        )
-    print(told(found, len(table.rows), str(options.out)))
-    return 0
+    encoding = Encoding(skip_similar=options.skip_similar)
+    return AskRows(model, processor, media=media, encoding=encoding, **given(options, OF_ASKING))
 
 
 def given(options: argparse.Namespace, names: list[str]) -> dict[str, Any]:

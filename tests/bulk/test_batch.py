@@ -397,6 +397,8 @@ def test_results_of_something_else_are_refused(tiny: Any, folder: Path, tmp_path
         ({"rows": "1/8"}, "rows: got '1/8', wanted a slice, such as 1::8"),
         ({"videos": "0::0"}, "videos: got '0::0'"),
         ({"rows": 3}, "rows: got 3"),
+        ({"rows": slice(None, None, 0)}, "rows: got slice(None, None, 0), wanted a slice of"),
+        ({"videos": slice("a")}, "videos: got slice(None, 'a', None), wanted a slice of"),
         ({"rows": "0::2", "videos": "0::2"}, "rows: got '0::2' beside videos='0::2'"),
         ({"out": "/nowhere/a.jsonl"}, "out: got /nowhere/a.jsonl, wanted a file in a folder"),
     ],
