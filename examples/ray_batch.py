@@ -157,8 +157,11 @@ def main() -> int:
             found = run_table(
                 work, table, options.out, progress=progress, **batch.given(options, batch.OF_RUN)
             )
+    except KeyboardInterrupt:
+        print("ray_batch: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
     except (ValueError, OSError, ray.exceptions.RayError) as error:
-        print(f"ray_batch: {error}", file=sys.stderr)
+        print(f"ray_batch: {getattr(error, 'cause', None) or error}", file=sys.stderr)
         return 1
     print(batch.told(found, len(table.rows), str(options.out)))
     return 0

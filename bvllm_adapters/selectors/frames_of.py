@@ -6,8 +6,6 @@ were chosen. Axes: T frames read, K chosen, H and W of the upright picture.
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,10 +17,10 @@ from torch import Tensor, nn
 from bvllm_adapters.checks import check_count
 from bvllm_adapters.features import Selection
 from bvllm_adapters.selectors.choosing import check_query
+from bvllm_adapters.selectors.looking import look, mark
 from bvllm_adapters.selectors.names import named_selector
 from bvllm_adapters.trace import FrameTrace, Trace
 from bvllm_adapters.video.frames import (
-    Frames,
     FrameSource,
     Indices,
     Progress,
@@ -32,13 +30,7 @@ from bvllm_adapters.video.frames import (
     VideoError,
 )
 from bvllm_adapters.video.pictures import small_jpeg
-from bvllm_adapters.video.prefetch import ahead
 from bvllm_adapters.video.read import Source, open_source
-from bvllm_adapters.weights.device import device_of
-
-MOST_VALUES = 2**25  # of the pixels that are looked at together
-MOST_FRAMES = 32  # likewise
-CHUNKS_AHEAD = 1  # that are decoded while others are looked at
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,13 +188,11 @@ class LookedAt:
         count = len(self.source)
         if self._blind:
             return torch.zeros(count, 1)
-        self._marks = []
         steps = min(num_frames, count) + count
-        chunks = _read_chunks(
-            self.source, self._marks, lambda done: progress and progress(done, steps)
+        self._marks = []
+        return look(
+            self.source, self.selector, self._marks, lambda done: progress and progress(done, steps)
         )
-        with ahead(chunks, CHUNKS_AHEAD) as ready:
-            return torch.cat([_seen(self.selector, frames) for frames in ready])
 
     def choose(
         self,
@@ -235,7 +225,7 @@ class LookedAt:
         index = selection.frame.cpu().numpy()
         frames = np.empty(0, np.uint8)
         for i, frame in enumerate(source.read(index)):
-            if marks and zlib.crc32(np.ascontiguousarray(frame).data) != marks[index[i]]:
+            if marks and mark(frame) != marks[index[i]]:
                 raise VideoError(f"{source.source}: has changed since its frames were looked at")
             if i == 0:
                 frames = np.empty((len(index), *frame.shape), np.uint8)
@@ -257,25 +247,3 @@ class LookedAt:
             question=question,
             selector=getattr(self.selector, "name", None),
         )
-
-
-def _read_chunks(source: FrameSource, marks: list[int], progress: Any) -> Iterator[Frames]:
-    """(k, H, W, 3) neighbours, as many as are looked at together; the marks by which frames are
-    known again go into `marks`."""
-    held: list[Frames] = []
-    for done, frame in enumerate(source.read(np.arange(len(source))), start=1):
-        marks.append(zlib.crc32(np.ascontiguousarray(frame).data))
-        held.append(frame)
-        progress(done)
-        full = len(held) == MOST_FRAMES or (len(held) + 1) * frame.size > MOST_VALUES
-        if full or done == len(source):
-            yield np.stack(held)
-            held = []
-
-
-@torch.no_grad()
-def _seen(selector: Any, frames: Frames) -> Tensor:
-    """(k, H, W, 3) uint8 -> (k, C') features, on the CPU."""
-    pixels = torch.from_numpy(frames).to(device_of(selector)).permute(0, 3, 1, 2)
-    seen: Tensor = selector.see(pixels.float().div_(255))
-    return seen.cpu()
