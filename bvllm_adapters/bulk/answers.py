@@ -196,8 +196,8 @@ def batch(
 
     It goes on where it was stopped or killed: rows that are in `out` are not asked again. A file
     that cannot be read is its row's result, with the reason. What comes of a row is the same
-    whichever rows are asked beside it, but for the rounding of sums in batches of other sizes; it
-    is the likeliest answer, and nothing is drawn.
+    whichever rows are asked beside it, but for the rounding of sums where `batch_size` is above 1;
+    it is the likeliest answer, and nothing is drawn.
 
     Args:
         table: JSON lines, a JSON list, CSV or parquet with `video` and `question`; `id` and

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 TEXT = "answer a table of questions about videos, each read once; it goes on where it was stopped"
 
-
 OF_ASKING = (
     "question outside_media fps max_frames max_tokens max_new_tokens batch_size workers"
 ).split()

@@ -81,6 +81,15 @@ def test_a_row_does_not_depend_on_its_neighbours(tiny: Any, folder: Path) -> Non
     assert timeless(sorted(halves[0] + halves[1], key=lambda row: row["row"])) == wanted
 
 
+def test_in_bfloat16_too_reading_ahead_changes_nothing(folder: Path) -> None:
+    model, processor = tiny_model()
+    half = (model.to(torch.bfloat16), processor)
+    wanted = timeless(run(half, folder / "table.jsonl", workers=0))
+    assert timeless(run(half, folder / "table.jsonl", workers=3)) == wanted
+    together = timeless(run(half, folder / "table.jsonl", batch_size=8))
+    assert [row["frames"] for row in together] == [row["frames"] for row in wanted]
+
+
 def test_each_video_is_opened_once_and_few_are_open(
     tiny: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
