@@ -8,16 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from processors import PROCESSORS, prepare, processor
-from vllm_stub import video_of
+from processors import PROCESSORS, model, prepare, processor
+from vllm_stub import embeds_of, parts_of, serving, video_of
 
+import bvllm_adapters as bvllm
+from bvllm_adapters.engines.image_embeds import ImageEmbeds, image_embeds
+from bvllm_adapters.engines.prompt_embeds import prompt_embeds
 from bvllm_adapters.engines.writers import (
     messages,
     processor_inputs,
     vllm_request,
     vllm_video,
 )
+from bvllm_adapters.hosts.host import HostError
 from bvllm_adapters.video.frames import Video
+from bvllm_adapters.weights.lora_layers import add_lora
 
 QUESTION = "What happens?"
 UNEVEN = [4.0, 57.0, 59.0]
@@ -113,3 +118,109 @@ def test_images_stand_behind_their_times(name: str) -> None:
     )
     said = re.findall(r"(\d+\.\d) seconds:", text)
     assert said == ["4.0", "57.0", "59.0"] and text.index("59.0") < text.index(QUESTION)
+
+
+# Visual tokens as images.
+
+AS_IMAGES = {  # how our own prompt has a video -> what a server needs to be told for the same one
+    "llava_onevision": {"each_frame": False},
+    "internvl": {"text": "Frame{number}: "},
+}
+PLACES = {  # what a server puts for an image of so many tokens where the template has one
+    "llava_onevision": ("<image>", "", ""),
+    "internvl": ("<IMG_CONTEXT>", "<img>", "</img>"),
+}
+
+
+def asking(name: str) -> Any:
+    """A processor whose template ends each picture's line, as the published ones do."""
+    own = processor(name)
+    for stands in ("<video>", "<IMG_CONTEXT>", "<image>"):
+        line = "{{ '" + stands + "\\n' }}"
+        own.chat_template = own.chat_template.replace(f"{stands}\n", line)
+    return own
+
+
+def opened(name: str, budget: int = 9, frames: int = 7) -> Any:
+    shown = np.random.default_rng(0).integers(0, 256, (frames, 16, 16, 3), dtype=np.uint8)
+    wrapped = bvllm.wrap(model(name), max_tokens=budget)
+    return bvllm.open_video(wrapped, shown, processor=asking(name))
+
+
+def served(name: str, request: dict[str, Any], video: Any) -> list[int]:
+    """What a server of the model says: its own template, K places for an image of K tokens."""
+    own, base = video.processor, video.model
+    width = base.get_input_embeddings().embedding_dim
+    images = [embeds_of(part["image_embeds"], width) for part in parts_of(request, "image_embeds")]
+    content = [
+        part if part["type"] == "text" else {"type": "image"}
+        for part in request["messages"][0]["content"]
+    ]
+    prompt = own.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+    )
+    place, begin, end = PLACES[name]
+    pieces = prompt.split(place)
+    assert len(pieces) == len(images) + 1
+    text = pieces[0]
+    for image, piece in zip(images, pieces[1:], strict=True):
+        text += begin + place * len(image) + end + piece
+    ids = own.tokenizer(text, return_tensors="pt")["input_ids"]
+    embeds = base.get_input_embeddings()(ids)
+    embeds[ids == own.tokenizer.convert_tokens_to_ids(place)] = torch.cat(images)
+    new = base.generate(inputs_embeds=embeds, max_new_tokens=6, do_sample=False)
+    answer: list[int] = new[0].tolist()
+    return answer
+
+
+@pytest.mark.parametrize("budget", [5, 9, 1000])
+@pytest.mark.parametrize("name", AS_IMAGES)
+def test_a_server_that_is_given_tokens_answers_as_we_do(name: str, budget: int) -> None:
+    video = opened(name, budget)
+    made = image_embeds(video, QUESTION, **AS_IMAGES[name])
+    assert sum(map(len, made.images)) == len(made.tokens) + made.tokens.beside <= budget
+    generated = video.ask(
+        QUESTION, max_new_tokens=6, do_sample=False, return_dict_in_generate=True
+    ).generated
+    with serving(lambda path, request: served(name, request, video)) as post:
+        said = post("/v1/chat/completions", {"model": "any", "messages": made.messages()})
+    assert said == generated.sequences[0].tolist()
+
+
+def test_each_frames_tokens_stand_behind_its_time() -> None:
+    video = opened("llava_onevision")
+    made = image_embeds(video, QUESTION, max_tokens=7)
+    frames = made.tokens.frame.unique().tolist()
+    assert made.texts == [f"{frame}.0 seconds:" for frame in frames]
+    assert torch.equal(torch.cat(list(made.images)), made.tokens.tokens.cpu())
+    assert all(len(image) == (made.tokens.frame == f).sum()
+               for f, image in zip(frames, made.images, strict=True))  # fmt: skip
+    assert made.multi_modal_data()["image"][0] is made.images[0]
+    kinds = [part["type"] for part in made.messages()[0]["content"]]
+    assert kinds == ["text", "image_embeds"] * len(frames) + ["text"]
+    assert image_embeds(opened("llava_onevision", frames=1), "").texts == [""]
+    assert isinstance(made, ImageEmbeds)
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl"])
+def test_models_whose_positions_would_be_wrong_are_refused_by_name(name: str) -> None:
+    video = opened(name)
+    words = f"model: got a {type(video.model).__name__}, whose positions lie in a grid"
+    with pytest.raises(HostError, match=words):
+        image_embeds(video, QUESTION)
+    with pytest.raises(
+        HostError, match=f"model: got a {type(video.model).__name__}, whose prompts"
+    ):
+        prompt_embeds(video, QUESTION)
+
+
+def test_a_lora_that_the_server_has_not_is_refused(tiny_qwen2: Any) -> None:
+    video = opened("internvl")
+    linears = [n for n, m in video.model.named_modules() if n.endswith("layers.0.self_attn.q_proj")]
+    add_lora(video.model, [name for name in linears if "language_model" in name], rank=1, alpha=1.0)
+    with pytest.raises(ValueError, match="model: got one with an adapter's LoRA"):
+        image_embeds(video, QUESTION)
+    own, words = tiny_qwen2
+    frames = np.zeros((2, 48, 48, 3), np.uint8)
+    with pytest.raises(HostError, match="which engines do not serve, wanted prompt_embeds"):
+        image_embeds(bvllm.open_video(own, frames, processor=words), QUESTION)
