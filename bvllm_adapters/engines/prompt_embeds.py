@@ -71,7 +71,8 @@ def prompt_embeds(
         HostError: a model whose language model cannot be served alone.
         TypeError, ValueError: naming the argument, what came and what was wanted.
     """
-    host, model = check_served_alone(video), video.model
+    host = check_served_alone(video)
+    model: Any = video.model
     tokens = visual_tokens(video, question, max_tokens, query, history, system)
     more: dict[str, Any] = {} if system is None else {"system": without(system)}
     if history:

@@ -35,10 +35,10 @@ def visual_tokens(
         raise TypeError(f"video: got {type(video).__name__}, wanted one that open_video has opened")
     check_asking(video.host, [question], max_tokens, history, system, {})
     with evaluating(video.model):
-        (tokens,) = tokenizer_of(video.model)(
+        tokens: list[VisualTokens] = tokenizer_of(video.model)(
             [video.features], [without(question)], max_tokens=max_tokens, queries=[query]
         )
-    return tokens
+    return tokens[0]
 
 
 def as_base64(tensor: Tensor) -> str:
