@@ -28,8 +28,6 @@ Its JSON form, which `to_dict` gives, `from_dict` reads and `report` shows, is o
 from __future__ import annotations
 
 import json
-import os
-import threading
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -43,6 +41,7 @@ from torch import Tensor
 
 from bvllm_adapters.features import VisualTokens
 from bvllm_adapters.report import page, picture
+from bvllm_adapters.weights.whole import aside
 
 FORMAT = "bvllm-trace/1"
 Numbers = npt.NDArray[np.floating[Any]]
@@ -120,9 +119,7 @@ class Trace:
     tokens_after: dict[str, int] | None = field(default=None, compare=False, repr=False)
     grid: tuple[int, int] | None = field(default=None, compare=False, repr=False)
     box: tuple[float, float, float, float] | None = field(default=None, compare=False, repr=False)
-    pictures_later: Callable[[Iterable[int]], dict[int, Any]] | None = field(
-        default=None, compare=False, repr=False
-    )
+    pictures_later: Later | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def of(
@@ -306,13 +303,8 @@ def save(traces: Sequence[Trace], file: str | Path) -> None:
         made = picture.png(forms)
     else:
         made = page.page(forms).encode("utf-8", "replace")
-    aside = file.with_name(f".{file.name}-{os.getpid()}-{threading.get_ident()}")
-    try:
-        aside.write_bytes(made)
-        os.replace(aside, file)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
+    with aside(file) as new:
+        new.write_bytes(made)
 
 
 def _numbers(values: Tensor | None) -> Numbers | None:
