@@ -132,19 +132,10 @@ PLACES = {  # what a server puts for an image of so many tokens where the templa
 }
 
 
-def asking(name: str) -> Any:
-    """A processor whose template ends each picture's line, as the published ones do."""
-    own = processor(name)
-    for stands in ("<video>", "<IMG_CONTEXT>", "<image>"):
-        line = "{{ '" + stands + "\\n' }}"
-        own.chat_template = own.chat_template.replace(f"{stands}\n", line)
-    return own
-
-
 def opened(name: str, budget: int = 9, frames: int = 7) -> Any:
     shown = np.random.default_rng(0).integers(0, 256, (frames, 16, 16, 3), dtype=np.uint8)
     wrapped = bvllm.wrap(model(name), max_tokens=budget)
-    return bvllm.open_video(wrapped, shown, processor=asking(name))
+    return bvllm.open_video(wrapped, shown, processor=processor(name))
 
 
 def served(name: str, request: dict[str, Any], video: Any) -> list[int]:
