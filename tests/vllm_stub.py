@@ -10,9 +10,11 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import threading
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,6 +25,18 @@ import torch
 from PIL import Image
 
 Request = dict[str, Any]
+FIELDS = {  # what each kind of part holds, beside its type
+    "text": "text",
+    "image_url": "image_url",
+    "video_url": "video_url",
+    "image_embeds": "image_embeds",
+    "prompt_embeds": "data",
+}
+METADATA = {
+    "total_num_frames", "fps", "duration", "frames_indices", "video_backend", "do_sample_frames"
+}  # fmt: skip
+MOST_PARTS = 999  # of a kind
+MOST_BYTES = 715_827_880  # of the pictures of a request, at 4 a pixel
 
 
 class Refused(ValueError):
@@ -32,6 +46,52 @@ class Refused(ValueError):
 def check(right: bool, what: str) -> None:
     if not right:
         raise Refused(what)
+
+
+def check_chat(request: Request) -> None:
+    """As every request to /v1/chat/completions is checked."""
+    turns = request.get("messages")
+    check(isinstance(turns, list) and bool(turns), "messages")
+    check("mm_processor_kwargs" not in request, "these need --trust-request-mm-kwargs")
+    counts: Counter[str] = Counter()
+    taken = 0
+    for turn in turns:
+        check(turn.get("role") in ("system", "user", "assistant", "tool"), "role")
+        content = turn["content"]
+        for part in [] if isinstance(content, str) else content:
+            kind = part["type"]
+            check(kind in FIELDS and set(part) == {"type", FIELDS[kind]}, f"part: {part!s:.80}")
+            held = part[FIELDS[kind]]
+            if kind.endswith("_url"):
+                check(set(held) <= {"url", "detail"}, f"part: {part!s:.80}")
+                held = held["url"]
+            check(isinstance(held, str), f"part: {part!s:.80}")
+            counts[kind] += kind != "text"
+            if kind == "image_url":
+                image = _image(held.removeprefix("data:image/jpeg;base64,"))
+                taken += 4 * image.width * image.height
+    for kind, count in counts.items():
+        check(count <= MOST_PARTS, f"{count} of {kind}, at most {MOST_PARTS}")
+    check(taken <= MOST_BYTES, f"{taken} bytes of images")
+
+
+def offline(frames: Any, metadata: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """What `multi_modal_data={"video": (frames, metadata)}` must be, and is handed on as."""
+    check(frames.dtype == np.uint8 and frames.ndim == 4 and frames.shape[3] == 3, "frames")
+    check(set(metadata) == METADATA, f"metadata: {sorted(metadata)}")
+    check_times(len(frames), metadata)
+    check(metadata["do_sample_frames"] is False, "it would sample them anew")
+    return frames, metadata
+
+
+def check_times(count: int, metadata: dict[str, Any]) -> None:
+    indices, total = metadata["frames_indices"], metadata["total_num_frames"]
+    check(isinstance(indices, list) and all(type(i) is int for i in indices), "frames_indices")
+    check(len(indices) == count, f"frames_indices: {len(indices)} for {count} frames")
+    check(type(total) is int and total >= count, "total_num_frames")
+    check(math.isfinite(metadata["fps"]) and metadata["fps"] > 0, "fps")
+    duration = metadata["duration"]
+    check(isinstance(duration, int | float) and 0 <= duration < math.inf, "duration")
 
 
 def parts_of(request: Request, kind: str) -> list[Any]:
@@ -60,24 +120,22 @@ def video_of(
     most = told.get("num_frames", 32)
     check(most != 0, "num_frames")
     pictures = data.split(",") if most < 0 else data.split(",", most)[:most]
-    frames = np.stack([np.asarray(_image(each)) for each in pictures])
-    count = len(frames)
-    indices = told.get("frames_indices", list(range(count)))
-    check(isinstance(indices, list) and all(type(i) is int for i in indices), "frames_indices")
-    check(len(indices) == count, f"frames_indices: {len(indices)} for {count} frames")
-    total = told.get("total_num_frames", count)
-    check(type(total) is int and total >= count, "total_num_frames")
+    images = [np.asarray(_image(each)) for each in pictures]
+    check(len({image.shape for image in images}) == 1, "frames of one size")
+    frames = np.stack(images)
+    check(4 * frames.size // 3 <= MOST_BYTES, f"{4 * frames.size // 3} bytes of frames")
+    total = told.get("total_num_frames", len(frames))
     fps = float(told.get("fps", 1))
-    duration = told.get("duration", total / fps)
-    check(isinstance(duration, int | float) and duration >= 0, "duration")
-    return frames, {
+    metadata = {
         "total_num_frames": total,
         "fps": fps,
-        "duration": duration,
-        "frames_indices": indices,
+        "duration": told.get("duration", total / fps),
+        "frames_indices": told.get("frames_indices", list(range(len(frames)))),
         "video_backend": "jpeg_sequence",
         "do_sample_frames": told.get("do_sample_frames", False),
     }
+    check_times(len(frames), metadata)
+    return frames, metadata
 
 
 def embeds_of(data: str, width: int) -> torch.Tensor:
@@ -85,6 +143,7 @@ def embeds_of(data: str, width: int) -> torch.Tensor:
     tensor = torch.load(io.BytesIO(base64.b64decode(data, validate=True)), weights_only=True)
     check(isinstance(tensor, torch.Tensor) and tensor.is_floating_point(), "a float tensor")
     tensor = tensor.squeeze(0) if tensor.dim() > 2 else tensor
+    check(tensor.device.type == "cpu" and len(tensor) > 0, "rows, on the CPU")
     check(tensor.dim() == 2 and tensor.shape[1] == width, f"(N, {width}): {tuple(tensor.shape)}")
     return tensor
 
@@ -108,7 +167,10 @@ def serving(answer: Callable[[str, Request], Any]) -> Iterator[Callable[[str, Re
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             try:
-                said, code = json.dumps(answer(self.path, json.loads(body))), 200
+                request = json.loads(body)
+                if self.path == "/v1/chat/completions":
+                    check_chat(request)
+                said, code = json.dumps(answer(self.path, request)), 200
             except Refused as error:
                 said, code = json.dumps(str(error)), 400
             self.send_response(code)

@@ -101,6 +101,7 @@ def image_embeds(
     images = [on_cpu(of_frames[tokens.frame == frame]) for frame in frames]
     said = times(tokens.seconds[frames.to(tokens.seconds.device)].tolist())
     texts = [text.format(time=time, number=i) for i, time in enumerate(said, start=1)]
-    if len(tokens.seconds) == 1:  # an image
+    source = video.encoded.source
+    if source is not None and source.is_image:
         texts = [""]
     return ImageEmbeds(images, texts, question, tokens)

@@ -61,8 +61,8 @@ def sent_frames(chosen: Video, model: str, *, size: int | None = None) -> SentFr
         size: longest edge in pixels at most; None: as they are.
 
     Raises:
-        ValueError: an image; a model whose reading is not known; frames at uneven times for one
-            that knows a single step for a whole clip.
+        ValueError: an image; no frames; times that are none, or not in order; a model whose reading
+            is not known; frames at uneven times for one that knows a single step for a whole clip.
     """
     reading = reading_of(model)
     if chosen.is_image:
@@ -70,11 +70,23 @@ def sent_frames(chosen: Video, model: str, *, size: int | None = None) -> SentFr
             f"chosen: got an image ({chosen.source}), wanted frames of a video; it goes as an "
             "image, see bvllm_adapters.selectors.export.messages"
         )
+    check_times(chosen.seconds, chosen.duration)
     frames = resized(chosen.frames, size)
     if reading.times == "even":
         return SentFrames(frames, 1, even(chosen.seconds, model))
     each = 2 if reading.pairs and reading.times == "each" else 1
     return SentFrames(frames, each, by_milliseconds(chosen.seconds, chosen.duration, each))
+
+
+def check_times(seconds: Times, duration: float) -> None:
+    """ValueError unless frames have times, in order; a frame may be there more than once."""
+    given = np.asarray(seconds, dtype=np.float64)
+    good = given.size and np.isfinite(given).all() and given[0] >= 0 and (np.diff(given) >= 0).all()
+    if not good or not np.isfinite(duration):
+        raise ValueError(
+            f"chosen: got frames at {given.tolist()!s:.80} seconds of {duration}, wanted one or "
+            "more, each with its time, 0 or later, never decreasing"
+        )
 
 
 def by_milliseconds(seconds: Times, duration: float, each: int = 1) -> dict[str, Any]:
@@ -103,7 +115,7 @@ def even(seconds: Times, model: str) -> dict[str, Any]:
     count = len(seconds)
     step = float(seconds[-1] - seconds[0]) / (count - 1) if count > 1 else 1.0
     apart = float(np.abs(seconds - (seconds[0] + step * np.arange(count))).max())
-    if apart > UNEVEN * step:
+    if step <= 0 or apart > UNEVEN * step:
         raise ValueError(
             f"chosen: got frames up to {apart:.2f} s away from steps of {step:.2f} s, and a "
             f"{model} counts one step for a whole clip, wanted even ones (selector='uniform'), or "

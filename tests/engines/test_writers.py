@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from media import numbers, picture
 from PIL import Image
-from vllm_stub import Refused, serving, video_of
+from vllm_stub import Refused, check_chat, offline, serving, video_of
 
 import bvllm_adapters as bvllm
 from bvllm_adapters.engines.readings import READINGS
@@ -90,6 +91,40 @@ def test_what_cannot_be_sent_is_named() -> None:
         vllm_request(image, QUESTION, model="qwen3_vl")
     with pytest.raises(ValueError, match="size: got 4, wanted an int >= 16"):
         sent_frames(video(), "qwen3_vl", size=4)
+    nothing = Video(np.empty((0, 8, 8, 3), np.uint8), np.empty(0), "clip.mp4", False, 60, 60.0)
+    for none in (nothing, video(duration=float("inf"))):
+        with pytest.raises(ValueError, match="chosen: got frames at"):
+            sent_frames(none, "qwen3_vl")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_times_that_are_none_are_refused_by_every_writer(bad: float) -> None:
+    shown = replace(video(), seconds=np.array([0.0, 1.0, bad]))
+    for write in (messages, gemini_contents):
+        with pytest.raises(ValueError, match=r"seconds: got \[0.0, 1.0, "):
+            write(shown, QUESTION)
+    for model in READINGS:
+        for write in (vllm_request, processor_inputs):
+            with pytest.raises(ValueError, match="chosen: got frames at"):
+                write(shown, QUESTION, model=model)
+        with pytest.raises(ValueError, match="chosen: got frames at"):
+            vllm_video(shown, model=model)
+
+
+@pytest.mark.parametrize("seconds", [[3.0, 2.0, 1.0], [-1.0, 0.0, 1.0]])
+def test_times_out_of_order_or_before_the_beginning_are_refused(seconds: list[float]) -> None:
+    for model in READINGS:
+        with pytest.raises(ValueError, match="wanted one or more, each with its time, 0 or later"):
+            sent_frames(replace(video(), seconds=np.array(seconds)), model)
+
+
+def test_a_frame_may_be_sent_twice() -> None:
+    twice = video([4.0, 4.0, 57.0])
+    assert sent_frames(twice, "qwen3_vl").seconds == [4.0] * 4 + [57.0] * 2
+    texts = [part["text"] for part in messages(twice, "")[0]["content"] if part["type"] == "text"]
+    assert texts == ["4.0 seconds:", "4.0 seconds:", "57.0 seconds:"]
+    with pytest.raises(ValueError, match=r"away from steps of 0.00 s"):
+        sent_frames(video([4.0, 4.0]), "qwen2_5_vl")
 
 
 def test_a_size_is_the_longest_edge() -> None:
@@ -161,7 +196,16 @@ def test_a_server_without_the_flag_refuses_and_does_not_guess() -> None:
 def test_offline_gets_what_the_server_gets() -> None:
     for model in READINGS:
         chosen = video([3.0, 6.0, 9.0, 12.0])
-        frames, metadata = vllm_video(chosen, model=model)
-        _, served = video_of(vllm_request(chosen, QUESTION, model=model))
+        frames, metadata = offline(*vllm_video(chosen, model=model))
+        pictures, served = video_of(vllm_request(chosen, QUESTION, model=model))
+        assert numbers(frames) == numbers(pictures)
         assert {**metadata, "video_backend": None} == {**served, "video_backend": None}
-        assert len(frames) == len(metadata["frames_indices"]) and frames.dtype == np.uint8
+
+
+def test_images_are_within_what_a_server_takes() -> None:
+    many = video([float(second) for second in range(200)], duration=200.0)
+    request = {"messages": messages(many, QUESTION)}
+    check_chat(request)
+    (turn,) = request["messages"]
+    with pytest.raises(Refused, match="1000 of image_url"):
+        check_chat({"messages": [{**turn, "content": turn["content"] * 5}]})

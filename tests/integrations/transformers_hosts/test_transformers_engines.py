@@ -164,10 +164,13 @@ def served(name: str, request: dict[str, Any], video: Any) -> list[int]:
     return answer
 
 
-@pytest.mark.parametrize("budget", [5, 9, 1000])
+@pytest.mark.parametrize("frames", [7, 1])
+@pytest.mark.parametrize("budget", [1, 9, 1000])
 @pytest.mark.parametrize("name", AS_IMAGES)
-def test_a_server_that_is_given_tokens_answers_as_we_do(name: str, budget: int) -> None:
-    video = opened(name, budget)
+def test_a_server_that_is_given_tokens_answers_as_we_do(
+    name: str, budget: int, frames: int
+) -> None:
+    video = opened(name, budget, frames)
     made = image_embeds(video, QUESTION, **AS_IMAGES[name])
     assert sum(map(len, made.images)) == len(made.tokens) + made.tokens.beside <= budget
     generated = video.ask(
@@ -189,7 +192,10 @@ def test_each_frames_tokens_stand_behind_its_time() -> None:
     assert made.multi_modal_data()["image"][0] is made.images[0]
     kinds = [part["type"] for part in made.messages()[0]["content"]]
     assert kinds == ["text", "image_embeds"] * len(frames) + ["text"]
-    assert image_embeds(opened("llava_onevision", frames=1), "").texts == [""]
+    assert image_embeds(opened("llava_onevision", frames=1), "").texts == ["0.0 seconds:"]
+    one = np.zeros((16, 16, 3), np.uint8)
+    still = bvllm.open_video(video.model, one, processor=video.processor)
+    assert image_embeds(still, "").texts == [""]
     assert isinstance(made, ImageEmbeds)
 
 
