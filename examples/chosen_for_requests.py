@@ -21,6 +21,7 @@ from urllib.parse import unquote, urlsplit
 import httpx2
 from torch import nn
 
+from bvllm_adapters.checks import check_count, check_number
 from bvllm_adapters.engines.writers import messages
 from bvllm_adapters.selectors.frames_of import select_frames
 from bvllm_adapters.video.read import open_source
@@ -72,6 +73,12 @@ class Choosing:
     max_bytes: int = 2**27
     files: Path | None = None
     fetch_from: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for name, least in (("frames", 1), ("size", 16), ("max_videos", 0), ("max_bytes", 1)):
+            check_count(name, getattr(self, name), least=least)
+        for name in ("fps", "max_seconds"):
+            check_number(name, getattr(self, name), above=0)
 
 
 def videos_of(request: Any, how: Choosing) -> list[Read]:
@@ -129,8 +136,9 @@ def _frames(read: Read, question: str, how: Choosing, stop: threading.Event) -> 
             raise Stopped
 
     check()
+    video = read(stop)
     try:
-        source = open_source(read(stop), fps=how.fps)
+        source = open_source(video, fps=how.fps)
         if source.duration > how.max_seconds:
             took = f"{source.duration:.0f} s, wanted {how.max_seconds:.0f} s at most"
             raise Refused(422, "video_too_long", f"video: got one of {took}")
@@ -138,8 +146,9 @@ def _frames(read: Read, question: str, how: Choosing, stop: threading.Event) -> 
             source, question, num_frames=how.frames, selector=how.selector, progress=check
         )
     except ValueError as error:  # of which reading's own are some
-        message = f"video: it cannot be read ({error})".replace("bytes: ", "")
-        raise Refused(422, "video_unreadable", message) from error
+        name = str(video) if isinstance(video, Path) else "bytes"
+        why = str(error).replace(f"{name}: ", "")  # where it lies is nobody's business
+        raise Refused(422, "video_unreadable", f"video: it cannot be read ({why})") from error
     parts: list[Part] = messages(chosen, "", size=how.size)[0]["content"]
     return parts
 

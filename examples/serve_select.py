@@ -1,5 +1,5 @@
-"""A proxy that chooses frames: it stands before any server of OpenAI's kind, and a chat request with
-a video goes on to that as one with the frames chosen of it.
+"""A proxy that chooses frames: before any server of OpenAI's kind, to which a chat request with a
+video goes on as one with the frames that were chosen of it.
 
     pip install '.[serve]'
     python examples/serve_select.py --upstream http://127.0.0.1:8000        # such as vllm serve
@@ -26,12 +26,13 @@ from typing import Any, TypeVar
 import httpx2
 import uvicorn
 from chosen_for_requests import Choosing, Refused, origin_of, videos_of, with_frames
-from starlette.applications import Starlette
+from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Mount, Route
-from starlette.types import Receive, Scope, Send
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from bvllm_adapters.checks import check_count, check_number
 from bvllm_adapters.cli.options import add_placement
 from bvllm_adapters.cli.placement import placement
 from bvllm_adapters.cli.selecting import add_selector, asked_selector
@@ -41,7 +42,8 @@ CHAT = "/chat/completions"
 # Of one connection, or of its body as it came: a body is sent anew.
 OWN = {
     b"connection", b"content-length", b"expect", b"host", b"keep-alive", b"proxy-authenticate",
-    b"proxy-authorization", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade",
+    b"proxy-authorization", b"proxy-connection", b"te", b"trailer", b"transfer-encoding",
+    b"upgrade",
 }  # fmt: skip
 Headers = list[tuple[bytes, bytes]]
 
@@ -64,6 +66,13 @@ class Limits:
     upload: float = 60.0
     select: float = 120.0
     upstream: float = 600.0
+
+    def __post_init__(self) -> None:
+        for name in ("body", "bodies", "places"):
+            check_count(name, getattr(self, name))
+        check_count("queue", self.queue, least=0)
+        for name in ("upload", "select", "upstream"):
+            check_number(name, getattr(self, name), above=0)
 
 
 class Places:
@@ -122,6 +131,12 @@ class Passed(StreamingResponse):
         self.answer = answer
         self.raw_headers = kept(answer.headers.raw, also=OWN - {b"content-length"})
 
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self.answer.aclose()
+
     async def stream_response(self, send: Send) -> None:
         start = {"type": "http.response.start", "status": self.status_code}
         await send({**start, "headers": self.raw_headers})
@@ -130,12 +145,9 @@ class Passed(StreamingResponse):
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
         except httpx2.HTTPError as error:
             if is_stream(self.answer) and "content-encoding" not in self.answer.headers:
-                told = json.dumps(failed(error).body)
-                event = f"\n\ndata: {told}\n\n".encode()
+                event = f"\n\ndata: {json.dumps(failed(error).body)}\n\n".encode()
                 await send({"type": "http.response.body", "body": event, "more_body": True})
             return  # without an end, so that the connection is cut
-        finally:
-            await self.answer.aclose()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
@@ -185,9 +197,16 @@ class Proxy:
             return response
 
     async def other(self, request: Request) -> Response:
-        sends = {"content-length", "transfer-encoding"} & set(request.headers)
-        content = request.stream() if sends else None
-        return Passed(await self.send(request, content))
+        sent = asyncio.Event()
+
+        async def content() -> AsyncIterator[bytes]:
+            async for chunk in request.stream():
+                yield chunk
+            sent.set()
+
+        if {"content-length", "transfer-encoding"} & set(request.headers):
+            return Passed(await unless_gone(request, self.send(request, content()), sent))
+        return Passed(await unless_gone(request, self.send(request, None)))
 
     def asked(self, request: Request, body: bytes) -> tuple[Any, list[Any]]:
         """What a chat request says, and how to read its videos."""
@@ -208,11 +227,12 @@ class Proxy:
         """Of a request, held within the limits."""
         found = bytearray()
         try:
-            await asyncio.wait_for(self._read(request, found), self.limits.upload)
+            try:
+                await asyncio.wait_for(self._read(request, found), self.limits.upload)
+            except asyncio.TimeoutError as error:
+                message = f"body: it took more than {self.limits.upload:g} s to come"
+                raise Refused(408, "upload_timeout", message) from error
             yield bytes(found)
-        except asyncio.TimeoutError as error:
-            message = f"body: it took more than {self.limits.upload:g} s to come"
-            raise Refused(408, "upload_timeout", message) from error
         finally:
             self.held -= len(found)
 
@@ -240,10 +260,11 @@ class Proxy:
         if not isinstance(content, bytes) and "content-length" in request.headers:
             headers.append((b"content-length", request.headers["content-length"].encode()))
         try:
-            if not path.startswith(b"/"):
-                raise Refused(400, "wrong_path", "path: wanted one that begins with /")
             url = self.upstream.copy_with(raw_path=prefix + path + (query and b"?" + query))
-            sent = self.client.build_request(request.method, url, headers=headers, content=content)
+        except httpx2.InvalidURL as error:  # such as one that does not begin with /
+            raise Refused(400, "wrong_path", f"path: {error}") from error
+        sent = self.client.build_request(request.method, url, headers=headers, content=content)
+        try:
             return await self.client.send(sent, stream=True)
         except httpx2.HTTPError as error:
             raise failed(error) from error
@@ -264,22 +285,32 @@ class Proxy:
         await self.client.aclose()
 
 
-async def unless_gone(request: Request, work: Awaitable[T]) -> T:
-    """Its result; it is cancelled when the client, whose request has been read, goes.
+async def unless_gone(request: Request, work: Awaitable[T], read: asyncio.Event | None = None) -> T:
+    """Its result; it is cancelled when the client goes.
+
+    Args:
+        read: set once all of the request has been; None: it has.
 
     Raises:
         ClientDisconnect: it has gone.
     """
-    working, gone = asyncio.ensure_future(work), asyncio.ensure_future(request.receive())
+
+    async def gone() -> None:
+        if read is not None:
+            await read.wait()
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    tasks = working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone())
     try:
-        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
         raise ClientDisconnect
     finally:
-        for task in (working, gone):
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(working, gone, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def kept(headers: Headers, *, also: set[bytes]) -> Headers:
@@ -310,7 +341,7 @@ async def unexpected(request: Request, error: Exception) -> Response:
     return refusal(Refused(500, "unexpected", f"{type(error).__name__} in the proxy, see its log"))
 
 
-def make_app(upstream: str, how: Choosing | None = None, limits: Limits | None = None) -> Starlette:
+def make_app(upstream: str, how: Choosing | None = None, limits: Limits | None = None) -> ASGIApp:
     """The proxy as an ASGI application.
 
     Args:
@@ -319,15 +350,12 @@ def make_app(upstream: str, how: Choosing | None = None, limits: Limits | None =
     proxy = Proxy(upstream, how or Choosing(), limits or Limits())
 
     @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+    async def lifespan(app: Any) -> AsyncIterator[None]:
         yield
         await proxy.close()
 
-    return Starlette(
-        routes=[Route("/health", proxy.health), Mount("/", proxy)],
-        exception_handlers={Exception: unexpected},
-        lifespan=lifespan,
-    )
+    router = Router([Route("/health", proxy.health)], default=proxy, lifespan=lifespan)
+    return ServerErrorMiddleware(router, unexpected)
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -366,8 +394,9 @@ def main() -> None:
         raise SystemExit("--upstream, --fetch-from: wanted http://HOST:PORT or https://HOST")
     if options.files is not None and not options.files.is_dir():
         raise SystemExit(f"--files: got {options.files}, wanted a folder")
+    selector = asked_selector(options.selector, options.scout, *placement(options))
     how = Choosing(
-        selector=asked_selector(options.selector, options.scout, *placement(options)),
+        selector=selector,
         frames=options.frames, fps=options.fps, size=options.size,
         max_seconds=options.max_seconds, max_videos=options.max_videos, max_bytes=options.max_body,
         files=options.files, fetch_from=[one for one in allowed if one is not None],
