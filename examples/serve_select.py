@@ -301,7 +301,8 @@ async def unless_gone(request: Request, work: Awaitable[T], read: asyncio.Event 
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    tasks = working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    working = asyncio.ensure_future(work)
+    tasks = working, asyncio.ensure_future(gone())
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if working.done():

@@ -130,6 +130,11 @@ class Upstream:
         await self.start(send, content_type="text/event-stream")
         await self.say(send, b'data: {"n": 1}\n\n')
 
+    async def endless(self, body, receive, send):
+        await self.start(send, content_type="text/event-stream")
+        await self.say(send, b'data: {"n": 1}\n\n')
+        await self.silent(body, receive, send)
+
     async def silent(self, body, receive, send):
         await receive()  # until whoever asked has gone
         self.gone.set()
@@ -359,12 +364,12 @@ def refused_requests(clip):
     }
 
 
-@pytest.mark.parametrize("name", refused_requests(b""))
-def test_bad_requests_are_answered_and_not_passed_on(name, clip, upstream, proxied):
-    body, status, code = refused_requests(clip.read_bytes())[name]
-    body = body if isinstance(body, bytes) else json.dumps(body).encode()
-    answer = proxied().post(CHAT, content=body, headers={"content-type": "application/json"})
-    assert error_of(answer) == (status, code)
+def test_bad_requests_are_answered_and_not_passed_on(clip, upstream, proxied):
+    client = proxied()
+    for name, (body, status, code) in refused_requests(clip.read_bytes()).items():
+        body = body if isinstance(body, bytes) else json.dumps(body).encode()
+        answer = client.post(CHAT, content=body, headers={"content-type": "application/json"})
+        assert error_of(answer) == (status, code), name
     assert not upstream.got
 
 
@@ -521,6 +526,13 @@ def test_who_goes_frees_the_place(upstream, proxied, tmp_path):
 def test_who_goes_is_not_waited_for_by_the_server_behind(method, path, upstream, proxied):
     with drop(proxied(), {"model": "silent", "messages": []}, path, method):
         until(lambda: upstream.got)
+    assert upstream.gone.wait(PATIENCE)
+
+
+def test_who_goes_in_the_middle_of_an_answer(upstream, proxied):
+    request = {"model": "endless", "messages": []}
+    with proxied().stream("POST", CHAT, json=request) as answer:
+        assert next(answer.iter_lines()) == 'data: {"n": 1}'
     assert upstream.gone.wait(PATIENCE)
 
 
