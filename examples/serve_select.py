@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -165,11 +166,13 @@ class Proxy:
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=20),
         )
         self.client.headers.clear()
+        # Nor does it give one client's cookies to the next.
+        self.client.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         try:
-            is_chat = request.method == "POST" and request.url.path.endswith(CHAT)
+            is_chat = request.method == "POST" and scope["path"].endswith(CHAT)
             response = await (self.chat if is_chat else self.other)(request)
         except Refused as error:
             response = refusal(error)

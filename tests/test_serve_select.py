@@ -109,6 +109,10 @@ class Upstream:
         await self.start(send, content_encoding="gzip", content_type="text/plain")
         await self.say(send, gzip.compress(b"words"), more=False)
 
+    async def baked(self, body, receive, send):
+        await self.start(send, set_cookie="mine=1; Path=/")
+        await self.say(send, b"", more=False)
+
     async def moved(self, body, receive, send):
         await self.start(send, 302, location="/clip.mp4")
         await self.say(send, b"", more=False)
@@ -235,6 +239,14 @@ def test_other_paths_methods_and_answers_go_through(upstream, proxied):
     assert moved.status_code == 302 and moved.headers["location"] == "/clip.mp4"
     assert client.post("/", content=b"{}").content == b"{}"
     assert client.get("/health").json() == {"status": "ok", "selecting": 0, "waiting": 0}
+
+
+def test_what_one_client_is_given_goes_to_no_other(upstream, proxied):
+    client = proxied()
+    assert client.get("/v1/baked").headers["set-cookie"] == "mine=1; Path=/"
+    client.cookies.clear()
+    client.get("/v1/models")
+    assert b"cookie" not in dict(upstream.got[-1]["headers"])
 
 
 def test_streams_go_through_as_they_come(upstream, proxied):
