@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -26,7 +27,6 @@ import httpx2
 import uvicorn
 from chosen_for_requests import Choosing, Refused, origin_of, videos_of, with_frames
 from places import Places
-from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route, Router
@@ -37,6 +37,7 @@ from bvllm_adapters.cli.options import add_placement
 from bvllm_adapters.cli.placement import placement
 from bvllm_adapters.cli.selecting import add_selector, asked_selector
 
+LOG = logging.getLogger("uvicorn.error")
 T = TypeVar("T")
 CHAT = "/chat/completions"
 # Of one connection, or of its body as it came: a body is sent anew.
@@ -130,6 +131,10 @@ class Proxy:
             response = refusal(error)
         except ClientDisconnect:
             return
+        except Exception as error:
+            LOG.exception("%s %s", scope["method"], scope["path"])
+            message = f"{type(error).__name__} in the proxy, see its log"
+            response = refusal(Refused(500, "unexpected", message))
         await response(scope, receive, send)
 
     async def chat(self, request: Request) -> Response:
@@ -293,10 +298,6 @@ def refusal(error: Refused) -> Response:
     return JSONResponse(error.body, error.status, headers=again)
 
 
-async def unexpected(request: Request, error: Exception) -> Response:
-    return refusal(Refused(500, "unexpected", f"{type(error).__name__} in the proxy, see its log"))
-
-
 def make_app(upstream: str, how: Choosing | None = None, limits: Limits | None = None) -> ASGIApp:
     """The proxy as an ASGI application.
 
@@ -310,8 +311,7 @@ def make_app(upstream: str, how: Choosing | None = None, limits: Limits | None =
         yield
         await proxy.close()
 
-    router = Router([Route("/health", proxy.health)], default=proxy, lifespan=lifespan)
-    return ServerErrorMiddleware(router, unexpected)
+    return Router([Route("/health", proxy.health)], default=proxy, lifespan=lifespan)
 
 
 def arguments() -> argparse.ArgumentParser:

@@ -558,19 +558,28 @@ def test_who_goes_in_the_middle_of_sending(upstream, proxied):
     until(lambda: client.post(CHAT, json=body).status_code == 200)  # 8,000 bytes are held no more
 
 
-def test_too_slow(clip, upstream, proxied):
+def test_frames_that_take_too_long(clip, upstream, proxied):
     gated = Gated()
-    client = proxied(selector=gated, limits={"upload": 0.2, "select": 0.2, "upstream": 0.2})
+    client = proxied(selector=gated, limits={"select": 0.1})
     answer = client.post(CHAT, json=asking(data(clip.read_bytes())))
     assert error_of(answer) == (504, "select_timeout")
     gated.gate.set()
     until(lambda: client.get("/health").json()["selecting"] == 0)
+
+
+def test_a_server_behind_that_takes_too_long(upstream, proxied):
+    client = proxied(limits={"upstream": 0.1})
     answer = client.post(CHAT, json={"model": "silent", "messages": []})
     assert error_of(answer) == (504, "upstream_timeout")
     assert error_of(client.get("/v1/silent")) == (504, "upstream_timeout")
+
+
+def test_a_request_that_takes_too_long_to_come(upstream, proxied):
+    client = proxied(limits={"upload": 0.1})
     with socket.create_connection((client.base_url.host, client.base_url.port)) as raw:
         raw.sendall(f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n12".encode())
         assert raw.makefile("rb").readline().split()[1] == b"408"
+    assert not upstream.got
 
 
 def test_a_server_behind_that_is_not_there_or_breaks_off(upstream, proxied):
