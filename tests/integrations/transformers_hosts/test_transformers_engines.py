@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from media import numbers, write_video
 from processors import PROCESSORS, model, prepare, processor
 from vllm_stub import embeds_of, parts_of, serving, video_of
 
@@ -69,6 +71,19 @@ WAYS = {
 def test_a_processor_writes_each_frames_own_time(way: str, seconds: list[float]) -> None:
     _, prompt = read("qwen3_vl", *WAYS[way](video(seconds, 3600.0), "qwen3_vl"))
     assert times_in(prompt) == [round(second, 1) for second in seconds]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_from_a_file_to_the_times_that_are_read(way: str, tmp_path: Path) -> None:
+    """Of uneven frames in a part of a video, of which each shows its own number."""
+    shown = np.cumsum([0.0, *np.tile([0.033, 0.5, 0.1, 1.7, 0.033], 6)])
+    file = write_video(tmp_path / "uneven.mp4", frames=len(shown), times=shown.tolist())
+    how: dict[str, Any] = {"fps": None, "start": 4.0, "end": 12.0, "num_frames": 7}
+    chosen = bvllm.select_frames(file, selector="uniform", **how)
+    true = shown[numbers(chosen.frames)]
+    assert true.min() > 3 and true.max() < 12 and np.allclose(chosen.seconds, true, atol=0.002)
+    _, prompt = read("qwen3_vl", *WAYS[way](chosen, "qwen3_vl"))
+    assert np.allclose(times_in(prompt), true, atol=0.052) and len(times_in(prompt)) == 7
 
 
 def test_frames_sent_once_would_have_the_mean_of_two_times() -> None:
