@@ -84,12 +84,21 @@ def _chosen(
     if frames == 1:
         return Selection.everything(1, tokens.device)
     wanted, _ = frames_and_tokens(count, frames, each, least=least_tokens(each))
+    needed = -(-count // each)
     if selector is None:
         selector = CoverageSelector(by="tower")
     if seconds is None:
         seconds = torch.arange(frames, dtype=torch.float32, device=tokens.device)
     selection: Selection = selector(
         tokens.float().mean(dim=1), question, seconds=seconds,
-        num_frames=max(wanted, -(-count // each)),
+        num_frames=max(wanted, needed),
     )  # fmt: skip
-    return selection
+    found = selection.frame.unique()
+    if len(found) == len(selection.frame) >= needed:
+        return selection
+    # A selector may take a frame twice, or fewer than it was told: others stand in, evenly.
+    left = torch.ones(frames, dtype=torch.bool, device=tokens.device)
+    left[found] = False
+    others, lacking = left.nonzero()[:, 0], max(0, needed - len(found))
+    more = others[torch.arange(lacking, device=tokens.device) * len(others) // max(1, lacking)]
+    return Selection.whole(torch.cat([found, more]).sort().values, frames)

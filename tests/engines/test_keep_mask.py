@@ -8,8 +8,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
 from bvllm_adapters.engines.keep_mask import keep_mask, retained_count
+from bvllm_adapters.features import Selection
 from bvllm_adapters.selectors.blind import RandomSelector, UniformSelector
 
 SIZES = (st.integers(1, 40), st.integers(1, 60), st.integers(1, 1000), st.integers(0, 10**6))
@@ -28,6 +30,21 @@ def test_as_many_are_kept_as_was_said(
     assert mask.shape == (frames, each) and mask.dtype == torch.bool
     assert int(mask.sum()) == retained_count(frames, each, budget) <= budget
     assert torch.equal(mask, keep_mask(tokens, budget, selector=selector))
+
+
+@given(*SIZES, st.integers(1, 50))
+def test_selectors_that_repeat_themselves_or_stop_early(
+    frames: int, each: int, budget: int, seed: int, most: int
+) -> None:
+    draw = torch.Generator().manual_seed(seed)
+
+    class Careless(nn.Module):
+        def forward(self, cls: Tensor, question: str, *, num_frames: int, **_: Any) -> Selection:
+            chosen = torch.randint(len(cls), (min(num_frames, most),), generator=draw)
+            return Selection.whole(chosen, len(cls))
+
+    mask = keep_mask(some(frames, each), budget, selector=Careless())
+    assert int(mask.sum()) == retained_count(frames, each, budget)
 
 
 @given(*SIZES[:3])
