@@ -145,6 +145,15 @@ def test_ones_own_questions(run, capsys):
     assert "accuracy  1.000" in capsys.readouterr().out
 
 
+def test_into_engines(run, tmp_path):
+    frames, tokens = snippets("engines.md")
+    names = run(frames)
+    indices = names["request"]["media_io_kwargs"]["video"]["frames_indices"]
+    assert indices == names["metadata"]["frames_indices"] and len(names["frames"]) == 8
+    names = run(tokens)
+    assert len(names["prompt"].tokens) <= 64 and (tmp_path / "language" / "config.json").is_file()
+
+
 @pytest.mark.skipif(
     tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 18),
     reason="transformers' own video models are served from 5.18 on",
