@@ -7,9 +7,9 @@ Videos of the needle task, with two questions each, are asked in four ways: by o
 two, each with its share of the videos, and reading ahead (frames and the next video, as `batch`
 does by itself) or not. A process has one thread for sums, beside those that read ahead; all have
 loaded their model before, and have asked once. The ways take turns, and each is compared with the
-first of its own round, so that the ratios hold whatever else the machine does; videos an hour are
-of this machine alone. Where nothing is read ahead, all is done one after the other and has a share
-of the time.
+first of its own round. It takes an idle machine: where something else has a core, two processes
+are no faster than one. Videos an hour are of this machine alone. Where nothing is read ahead, all
+is done one after the other and has a share of the time.
 
 Not measured: a GPU, more than one machine, longer videos, other models, slow disks.
 """
