@@ -158,6 +158,14 @@ def test_into_engines(run, tmp_path):
     tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 18),
     reason="transformers' own video models are served from 5.18 on",
 )
+def test_thousands_of_videos(run):
+    (key,) = snippets("batch.md")
+    names = run(key)
+    assert [row["answer"] for row in names["rows"]][:3] == ["6", "top left", "cyan"]
+    assert bvllm.read_results("answers.jsonl") == names["rows"]
+    assert all(len(row["frames"]) == 8 for row in names["chosen"])
+
+
 def test_the_tour_runs_and_says_what_was_saved(monkeypatch):
     monkeypatch.chdir(ROOT)
     file = ROOT / "examples" / "tour.ipynb"

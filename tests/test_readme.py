@@ -106,7 +106,7 @@ def test_the_table_of_families_is_what_is_tested(monkeypatch):
 
 
 def test_every_snippet_has_its_test():
-    assert len(SNIPPETS) == 8 + 4  # of which test_docs.py has four
+    assert len(SNIPPETS) == 8 + 5  # of which test_docs.py has five
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\((?!http)([^)]+)\)", README))

@@ -21,6 +21,7 @@ FLOORS = [
     "hosts",
     "seeing",
     "conversation",
+    "bulk",
     "testing training evaluation bench engines",
     "certify",
     "cli",
