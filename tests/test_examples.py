@@ -23,13 +23,14 @@ def test_property_test_budget(tmp_path):
     assert "no budget was exceeded" in out.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("table", "best", "worst"),
     [
         ("needles", "tower, w = 40", "uniform"),
-        pytest.param("worlds", "relevance", "uniform", marks=pytest.mark.slow),
-        pytest.param("answers", "learned, K = 4", "uniform, K = 4", marks=pytest.mark.slow),
-        pytest.param("footage", "thumbnails, w = 40", "uniform", marks=pytest.mark.slow),
+        ("worlds", "relevance", "uniform"),
+        ("answers", "learned, K = 4", "uniform, K = 4"),
+        ("footage", "thumbnails, w = 40", "uniform"),
     ],
 )
 def test_frame_selectors_are_compared(tmp_path, table, best, worst):

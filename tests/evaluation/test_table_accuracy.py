@@ -260,6 +260,7 @@ def test_the_example_of_the_readme(demo: Any) -> None:
     assert len(found.summary.groups) == 5 and found.summary.over == 0
 
 
+@pytest.mark.slow  # bulk's own test of it, on which this room stands, is quick
 def test_killed_runs_go_on(folder: Path, demo: Any, tmp_path: Path) -> None:
     file, out = folder / "open.jsonl", tmp_path / "r.jsonl"
     command = [

@@ -126,7 +126,7 @@ def test_a_run_moves_the_selector_alone(host: str, lesson: str, configured: Any)
     assert all(gradient.isfinite().all() for step in watch.gradients for gradient in step.values())
 
 
-@pytest.mark.parametrize("lesson", ["frames", "sets"])
+@pytest.mark.parametrize("lesson", [pytest.param("frames", marks=pytest.mark.slow), "sets"])
 def test_resumed_run_equals_uninterrupted_one(lesson: str, configured: Any, tmp_path: Path) -> None:
     fields = {
         **ALONE,
