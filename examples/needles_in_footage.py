@@ -1,13 +1,13 @@
 """VNBench's three tasks in moving footage, with natural pictures as needles.
 
     python examples/natural_media.py media
-    python examples/needles_in_footage.py media --out haystacks --lengths 30 120 600 3600 --videos 20
+    python examples/needles_in_footage.py media --out haystacks --lengths 30 120 600 --videos 20
     bvllm evaluate haystacks/questions.jsonl --model FOLDER --circular --group kind
 
 A haystack is cut from camera footage and pans over photographs. Needles lie in it, each for one or
-two seconds: a photograph of a thing on a coloured card, which fills the frame ("insert") or is pasted
-into the footage ("edit"), as in VNBench (Zhao et al., arXiv 2406.09367). Three kinds of question have
-four options each:
+two seconds: a photograph of a thing on a coloured card, which fills the frame ("insert") or is
+pasted into the footage ("edit"), as in VNBench (Zhao et al., arXiv 2406.09367). Three kinds of
+question have four options each:
 
     retrieval   What is on the red card?
     ordering    In which order are a bird, a coin and a fish shown?
@@ -49,7 +49,7 @@ FPS = 5.0  # of footage that is kept
 class Card:
     """A picture on a coloured card, from second `start` on for `length` seconds.
 
-    `place`: left, top and side of the card in parts of the frame. `turn`: of the picture, in degrees.
+    `place`: left, top and side of the card in parts of the frame. `turn`: of the picture, degrees.
     """
 
     category: str
@@ -91,7 +91,8 @@ class Shot:
         at = (self.first + round((second - self.start) * self.speed * FPS)) % turn
         shown = frames[min(at, turn - at)]
         top, left = (
-            round(part * (side - size)) for part, side in zip(self.corner, shown.shape, strict=False)
+            round(part * (side - size))
+            for part, side in zip(self.corner, shown.shape[:2], strict=True)
         )
         window = shown[top : top + size, left : left + size]
         window = window[:, ::-1] if self.mirrored else window

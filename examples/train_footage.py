@@ -1,12 +1,12 @@
-"""Train a model for the needles in footage, on a CPU: an ImageNet tower that stays as it is, and all
-else from scratch.
+"""Train a model for the needles in footage, on a CPU: an ImageNet tower that stays as it is, and
+all else from scratch.
 
     python examples/train_footage.py media --out footage-model
 
-Its stages are those of train_demo.py but for the first, as the tower has seen natural pictures before:
-reading, selection, joint; each is kept in --work and not run again if it is there. It answers in
-words and is not told the options: the likeliest of them is its answer (`bvllm evaluate FILE --by
-likelihood`), which their order cannot sway.
+It takes twenty minutes of one core. Its stages are those of train_demo.py but for the first, as
+the tower has seen natural pictures before: reading, selection, joint; each is kept in --work and not
+run again if it is there. It answers in words and is not told the options: the likeliest of them is
+its answer (`bvllm evaluate FILE --by likelihood`), which their order cannot sway.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections import defaultdict
+from functools import cache
 from itertools import cycle, product
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from footage_methods import LEARNED, tokenizer_of_method
 from natural_media import CATEGORIES, Media
 from needle_bank import CLIP_FRAMES, COLOR_NAMES, NEEDLE_EVERY, Bank, Example
 from needle_lessons import Learner
@@ -31,6 +33,7 @@ from transformers import Qwen2Config
 
 from bvllm_adapters import read_video
 from bvllm_adapters.evaluation.needle import COLORS, Question
+from bvllm_adapters.frame_selector import FrameSelector
 from bvllm_adapters.hosts.tiny_tokenizer import tiny_tokenizer
 from bvllm_qwen2 import (
     BvllmQwen2Config,
@@ -204,10 +207,8 @@ class FootageLearner(Learner):
         return [found[i] for i in picked]
 
 
-def fill_bank(
-    model: Any, processor: Any, media: Media, *, clips: int, seed: int
-) -> FootageBank:
-    """Clips of which two frames of three show a card, through mp4 files, the decoder and the tower."""
+def fill_bank(model: Any, processor: Any, media: Media, *, clips: int, seed: int) -> FootageBank:
+    """Clips that show a card in two frames of three, through mp4 files, decoder and tower."""
     cls, patches, shown = [], [], []
     kinds = cycle(product(media.categories, COLOR_NAMES, STYLES))  # as many of each
     with tempfile.TemporaryDirectory() as folder:
@@ -238,42 +239,53 @@ def fill_bank(
 
 
 def train(
-    media: Media, *, seed: int, work: Path, scale: float = 1.0
+    media: Media, *, seed: int, work: Path, method: str = LEARNED, scale: float = 1.0
 ) -> tuple[BvllmQwen2ForConditionalGeneration, BvllmQwen2Processor]:
-    """All stages that are not in `work` yet."""
+    """All stages that are not in `work` yet; what a method reads by is trained as ours is."""
     work.mkdir(parents=True, exist_ok=True)
     model, processor = build(media, seed)
-    bank = work / "bank.safetensors"
-    if not bank.exists():
-        fill_bank(model, processor, media, clips=max(5, round(160 * scale)), seed=0).save(bank)
-    learner = FootageLearner(model, processor, FootageBank.load(bank), seed, media)
+    model.balanced_tokenizer = tokenizer_of_method(method, model.config.balanced_tokenizer_config)
     tokenizer = model.balanced_tokenizer
     readers = (tokenizer.spatial_sampler, tokenizer.projection, model.language_model)
-    selector = tokenizer.frame_selector
+    choosers = [m for m in (tokenizer.frame_selector,) if isinstance(m, FrameSelector)]
+    name = method.replace(" ", "_")
+    reader = name if method == "two tokens" else LEARNED  # others read the same tokens
 
     def steps(count: int) -> int:
         return max(2, round(count * scale))
 
+    # Tokens of all frames are many times the work.
+    all_frames = tokenizer.frame_selector is None
+    lengths, joint_steps = (LENGTHS[:2], 100) if all_frames else (LENGTHS, 300)
+
+    @cache
+    def learner() -> FootageLearner:
+        bank = work / "bank.safetensors"
+        if not bank.exists():
+            fill_bank(model, processor, media, clips=max(5, round(160 * scale)), seed=0).save(bank)
+        return FootageLearner(model, processor, FootageBank.load(bank), seed, media)
+
     def reading() -> None:
         labels, match = CardLabels(), nn.Linear(WIDTH, 1)
         parameters = parameters_of(*readers, labels, match)
-        optimize("reading", learner.read(labels, match), parameters, steps=steps(900), lr=2e-3)
+        optimize("reading", learner().read(labels, match), parameters, steps=steps(900), lr=2e-3)
 
     def selection() -> None:
-        parameters = parameters_of(selector)
-        optimize("selection", learner.cover(), parameters, steps=steps(250), lr=2e-3)
+        parameters = parameters_of(*choosers)
+        optimize("selection", learner().cover(), parameters, steps=steps(250), lr=2e-3)
 
     def joint() -> None:
         groups = [
             {"params": parameters_of(*readers)},
-            {"params": parameters_of(selector), "lr": 5e-5},
+            {"params": parameters_of(*choosers), "lr": 5e-5},
         ]
-        optimize("joint", learner.answer(LENGTHS), groups, steps=steps(300), lr=5e-4)
+        optimize("joint", learner().answer(lengths), groups, steps=steps(joint_steps), lr=5e-4)
 
     model.train()
-    once(work / f"reading_{seed}.safetensors", nn.ModuleList(readers), reading)
-    once(work / f"selection_{seed}.safetensors", selector, selection)
-    once(work / f"joint_{seed}.safetensors", nn.ModuleList([*readers, selector]), joint)
+    once(work / f"reading_{reader}_{seed}.safetensors", nn.ModuleList(readers), reading)
+    if choosers:
+        once(work / f"selection_{name}_{seed}.safetensors", choosers[0], selection)
+    once(work / f"joint_{name}_{seed}.safetensors", nn.ModuleList([*readers, *choosers]), joint)
     return model.eval(), processor
 
 
