@@ -315,11 +315,11 @@ def learn(
 
     def reading() -> None:
         labels, match = FrameLabels(WIDTH), nn.Linear(WIDTH, 1)
-        parameters = parameters_of(*readers, labels, match)
+        parameters = _parameters(*readers, labels, match)
         optimize("reading", learner.read(labels, match), parameters, steps=steps.reading, lr=2e-3)
 
     def selection() -> None:
-        parameters = parameters_of(*choosers)
+        parameters = _parameters(*choosers)
         if covering:
             optimize("selection", learner.cover(), parameters, steps=steps.selection, lr=2e-3)
         else:
@@ -327,17 +327,17 @@ def learn(
 
     def joint() -> None:
         groups = [
-            {"params": parameters_of(*readers)},
+            {"params": _parameters(*readers)},
             # Else the noise of the choice undoes what the selector knows.
-            {"params": parameters_of(*choosers), "lr": 5e-5},
+            {"params": _parameters(*choosers), "lr": 5e-5},
         ]
         optimize("joint", learner.answer(), groups, steps=steps.joint, lr=5e-4)
 
-    once(work / f"reading_{reader}_{seed}.safetensors", nn.ModuleList(readers), reading)
+    _once(work / f"reading_{reader}_{seed}.safetensors", nn.ModuleList(readers), reading)
     if choosers:
-        once(work / f"selection_{name}_{seed}.safetensors", choosers[0], selection)
+        _once(work / f"selection_{name}_{seed}.safetensors", choosers[0], selection)
     both = nn.ModuleList([*readers, *choosers])
-    once(work / f"joint_{name}_{seed}.safetensors", both, joint)
+    _once(work / f"joint_{name}_{seed}.safetensors", both, joint)
     model.eval()
 
 
@@ -355,7 +355,7 @@ def see_all(
         train_tower(model, processor, clips(), steps.tower, seed)
 
     clips = cache(lambda: make_clips(steps.clips, split="train", seed=seed, shrink=shrink))
-    once(work / "tower.safetensors", model.vision_tower, tower)
+    _once(work / "tower.safetensors", model.vision_tower, tower)
     if not (work / "bank.safetensors").exists():
         see(model, processor, clips()).save(work / "bank.safetensors")
     return Bank.load(work / "bank.safetensors")
@@ -370,7 +370,7 @@ def see(
     return Bank.fill(*clips, lambda pixels: model.vision_tower(normalized(pixels, processor)))
 
 
-def once(file: Path, module: nn.Module, run: Callable[[], None]) -> None:
+def _once(file: Path, module: nn.Module, run: Callable[[], None]) -> None:
     """Run a stage and keep the module that it trained, or take it from the file."""
     if file.exists():
         module.load_state_dict(load_file(file))
@@ -381,7 +381,7 @@ def once(file: Path, module: nn.Module, run: Callable[[], None]) -> None:
     file.with_suffix(".part").rename(file)
 
 
-def parameters_of(*modules: nn.Module) -> list[nn.Parameter]:
+def _parameters(*modules: nn.Module) -> list[nn.Parameter]:
     return [parameter for module in modules for parameter in module.parameters()]
 
 

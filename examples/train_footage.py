@@ -28,7 +28,7 @@ from needle_bank import CLIP_FRAMES, COLOR_NAMES, NEEDLE_EVERY, Bank, Example
 from needle_lessons import Learner
 from needles_in_footage import SIZE, STYLES, FootageHaystack, draw_card, draw_footage, make_haystack
 from torch import Tensor, nn
-from train_demo import CHAT_TEMPLATE, normalized, once, optimize, parameters_of
+from train_demo import CHAT_TEMPLATE, _once, _parameters, normalized, optimize
 from transformers import Qwen2Config
 
 from bvllm_adapters import read_video
@@ -267,25 +267,25 @@ def train(
 
     def reading() -> None:
         labels, match = CardLabels(), nn.Linear(WIDTH, 1)
-        parameters = parameters_of(*readers, labels, match)
+        parameters = _parameters(*readers, labels, match)
         optimize("reading", learner().read(labels, match), parameters, steps=steps(900), lr=2e-3)
 
     def selection() -> None:
-        parameters = parameters_of(*choosers)
+        parameters = _parameters(*choosers)
         optimize("selection", learner().cover(), parameters, steps=steps(250), lr=2e-3)
 
     def joint() -> None:
         groups = [
-            {"params": parameters_of(*readers)},
-            {"params": parameters_of(*choosers), "lr": 5e-5},
+            {"params": _parameters(*readers)},
+            {"params": _parameters(*choosers), "lr": 5e-5},
         ]
         optimize("joint", learner().answer(lengths), groups, steps=steps(joint_steps), lr=5e-4)
 
     model.train()
-    once(work / f"reading_{reader}_{seed}.safetensors", nn.ModuleList(readers), reading)
+    _once(work / f"reading_{reader}_{seed}.safetensors", nn.ModuleList(readers), reading)
     if choosers:
-        once(work / f"selection_{name}_{seed}.safetensors", choosers[0], selection)
-    once(work / f"joint_{name}_{seed}.safetensors", nn.ModuleList([*readers, *choosers]), joint)
+        _once(work / f"selection_{name}_{seed}.safetensors", choosers[0], selection)
+    _once(work / f"joint_{name}_{seed}.safetensors", nn.ModuleList([*readers, *choosers]), joint)
     return model.eval(), processor
 
 
