@@ -4,9 +4,11 @@
     nox -f .ci/noxfile.py                           # all of them, on each interpreter that is here
     nox -f .ci/noxfile.py -s 'newest-3.12'          # one
     nox -f .ci/noxfile.py -s lmms_eval              # lmms-eval's plug-in, beside lmms-eval
+    nox -f .ci/noxfile.py -s docs                   # the site of docs/, with all links checked
     nox -f .ci/noxfile.py -s lock                   # today's versions into constraints.txt
 
-Each run of the whole suite adds a line to .nox/versions.md, which is the table of the README.
+Each run of the whole suite adds a line to .nox/versions.md, which is the table of
+docs/versions.md.
 """
 
 import datetime
@@ -65,6 +67,17 @@ def lmms_eval(session: nox.Session) -> None:
     session.install("-e", ".[test,lmms-eval]")
     tests = [str(file) for file in Path("tests/integrations").glob("test_bvllm_lmms_eval*.py")]
     session.run("python", "-m", "pytest", "-q", *TOLD, *tests, *session.posargs)
+
+
+@nox.session(python=PYTHONS[1])
+def docs(session: nox.Session) -> None:
+    """The site, into site/; a link or an anchor that leads nowhere is an error. Sources are
+    read and not imported, so that torch is not needed."""
+    session.chdir(ROOT)
+    pyproject = nox.project.load_toml("pyproject.toml")
+    session.install(*pyproject["project"]["optional-dependencies"]["docs"])
+    session.run("zensical", "build", "--strict", "--clean")
+    session.run("python", ".ci/docs/links.py", "site")
 
 
 @nox.session(python=PYTHONS[1])

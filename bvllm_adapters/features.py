@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bvllm_adapters.config import FrameFeature
-from bvllm_adapters.context import in_float32 as in_float32
+from bvllm_adapters.context import in_float32
 
 PatchReader = Callable[[Tensor], Tensor]
 """(k,) int64 frame indices, ascending and distinct -> (k, P, C) patch features."""

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from bvllm_adapters.config import Evaluation
-from bvllm_adapters.features import Selection, in_float32
+from bvllm_adapters.context import in_float32
+from bvllm_adapters.features import Selection
 from bvllm_adapters.frame_count import FrameCount
 from bvllm_adapters.qformer import QFormer
 

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bvllm_adapters.features import Selection, in_float32
+from bvllm_adapters.context import in_float32
+from bvllm_adapters.features import Selection
 
 
 class TemporalMerger(nn.Module):

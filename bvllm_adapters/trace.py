@@ -28,7 +28,6 @@ Its JSON form, which `to_dict` gives, `from_dict` reads and `report` shows, is o
 from __future__ import annotations
 
 import json
-import os
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -42,6 +41,7 @@ from torch import Tensor
 
 from bvllm_adapters.features import VisualTokens
 from bvllm_adapters.report import page, picture
+from bvllm_adapters.weights.whole import aside
 
 FORMAT = "bvllm-trace/1"
 Numbers = npt.NDArray[np.floating[Any]]
@@ -119,9 +119,7 @@ class Trace:
     tokens_after: dict[str, int] | None = field(default=None, compare=False, repr=False)
     grid: tuple[int, int] | None = field(default=None, compare=False, repr=False)
     box: tuple[float, float, float, float] | None = field(default=None, compare=False, repr=False)
-    pictures_later: Callable[[Iterable[int]], dict[int, Any]] | None = field(
-        default=None, compare=False, repr=False
-    )
+    pictures_later: Later | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def of(
@@ -241,7 +239,7 @@ class Trace:
             beside: traces of other questions, to be shown beside this one.
 
         Raises:
-            ValueError: for another suffix, or a folder.
+            ValueError: for another suffix, a folder, or a file in a folder that is not there.
         """
         save([self, *beside], file)
 
@@ -288,6 +286,8 @@ def check_file(file: str | Path) -> Path:
         raise ValueError(f"file: got {file}, wanted one that ends in {', '.join(SUFFIXES)}")
     if file.is_dir():
         raise ValueError(f"file: got {file}, which is a folder, wanted a file")
+    if not file.parent.is_dir():
+        raise ValueError(f"file: got {file}, wanted a file in a folder that is there")
     return file
 
 
@@ -303,13 +303,8 @@ def save(traces: Sequence[Trace], file: str | Path) -> None:
         made = picture.png(forms)
     else:
         made = page.page(forms).encode("utf-8", "replace")
-    aside = file.with_name(f".{file.name}-{os.getpid()}")
-    try:
-        aside.write_bytes(made)
-        os.replace(aside, file)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
+    with aside(file) as new:
+        new.write_bytes(made)
 
 
 def _numbers(values: Tensor | None) -> Numbers | None:

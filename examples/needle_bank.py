@@ -104,6 +104,11 @@ class Example:
     question: Question
     shows: list[list[int]]
 
+    @classmethod
+    def about(cls, haystack: Haystack, frames: np.ndarray, question: Question) -> Example:
+        """One of a haystack's questions; `frames` are those that make it up."""
+        return cls(frames, question, [list(haystack.needles[i].seconds) for i in question.needles])
+
 
 def examples(
     bank: Bank, rng: np.random.Generator, *, num_frames: int, needles: int, split: Split
@@ -115,8 +120,7 @@ def examples(
         )
         frames = bank.frames_of(haystack, rng)
         for question in haystack.questions:
-            shows = [list(haystack.needles[i].seconds) for i in question.needles]
-            yield Example(frames, question, shows)
+            yield Example.about(haystack, frames, question)
 
 
 def make_clips(

@@ -57,11 +57,17 @@ class Learner:
         self.prompt = cache(self._prompt)
         self.streams: dict[tuple[int, int], Iterator[Example]] = {}
 
-    def examples(self, count: int, num_frames: int | None = None) -> list[Example]:
-        """About videos of this length, or of two frames a needle and a few more."""
+    def examples(
+        self, count: int, num_frames: int | None = None, of: Sequence[int] = NEEDLES
+    ) -> list[Example]:
+        """About videos of this length, or of two frames a needle and a few more.
+
+        Args:
+            of: how many needles a video may have.
+        """
         found = []
         for _ in range(count):
-            needles = int(self.rng.choice(NEEDLES))
+            needles = int(self.rng.choice(of))
             key = num_frames or 2 * needles + 4, needles
             if key not in self.streams:
                 self.streams[key] = examples(

@@ -308,15 +308,11 @@ def learn(
         covering: False: the selector learns from the answers alone.
     """
     learner = Learner(model, processor, bank, seed)
-    tokenizer = model.balanced_tokenizer
-    readers = (tokenizer.spatial_sampler, tokenizer.projection, model.language_model)
-    choosers = [m for m in (tokenizer.frame_selector,) if isinstance(m, FrameSelector)]
+    readers = readers_of(model)
+    choosers = [
+        m for m in (model.balanced_tokenizer.frame_selector,) if isinstance(m, FrameSelector)
+    ]
     model.train()
-
-    def reading() -> None:
-        labels, match = FrameLabels(WIDTH), nn.Linear(WIDTH, 1)
-        parameters = _parameters(*readers, labels, match)
-        optimize("reading", learner.read(labels, match), parameters, steps=steps.reading, lr=2e-3)
 
     def selection() -> None:
         parameters = _parameters(*choosers)
@@ -326,19 +322,42 @@ def learn(
             optimize("selection", learner.answer_softly(), parameters, steps=steps.joint, lr=2e-3)
 
     def joint() -> None:
-        groups = [
-            {"params": _parameters(*readers)},
-            # Else the noise of the choice undoes what the selector knows.
-            {"params": _parameters(*choosers), "lr": 5e-5},
-        ]
-        optimize("joint", learner.answer(), groups, steps=steps.joint, lr=5e-4)
+        learn_jointly(learner, steps.joint)
 
-    _once(work / f"reading_{reader}_{seed}.safetensors", nn.ModuleList(readers), reading)
+    learn_to_read(learner, work / f"reading_{reader}_{seed}.safetensors", steps.reading)
     if choosers:
         _once(work / f"selection_{name}_{seed}.safetensors", choosers[0], selection)
     both = nn.ModuleList([*readers, *choosers])
     _once(work / f"joint_{name}_{seed}.safetensors", both, joint)
     model.eval()
+
+
+def learn_to_read(learner: Learner, file: Path, steps: int) -> None:
+    """Stage 2, or what it left in `file`."""
+    readers = readers_of(learner.model)
+
+    def reading() -> None:
+        labels, match = FrameLabels(WIDTH), nn.Linear(WIDTH, 1)
+        parameters = _parameters(*readers, labels, match)
+        optimize("reading", learner.read(labels, match), parameters, steps=steps, lr=2e-3)
+
+    _once(file, readers, reading)
+
+
+def learn_jointly(learner: Learner, steps: int) -> None:
+    """Stage 4."""
+    selector = learner.tokenizer.frame_selector
+    groups = [{"params": _parameters(readers_of(learner.model))}]
+    if isinstance(selector, FrameSelector):
+        # Else the noise of the choice undoes what the selector knows.
+        groups.append({"params": _parameters(selector), "lr": 5e-5})
+    optimize("joint", learner.answer(), groups, steps=steps, lr=5e-4)
+
+
+def readers_of(model: BvllmQwen2ForConditionalGeneration) -> nn.ModuleList:
+    """What reads chosen frames, and answers."""
+    tokenizer = model.balanced_tokenizer
+    return nn.ModuleList([tokenizer.spatial_sampler, tokenizer.projection, model.language_model])
 
 
 def see_all(

@@ -67,6 +67,22 @@ def test_the_demo_can_be_trained(tmp_path):
 
 
 @pytest.mark.slow
+def test_learning_from_answers_can_be_tried(tmp_path):
+    """Each way a few steps, from a reader of a few steps; once more it takes what is there."""
+    command = [
+        sys.executable, EXAMPLES / "learn_from_answers.py", "--quick", "--videos", "1",
+        "--seeds", "1", "--work", tmp_path / "work", "--out", tmp_path / "told.md",
+    ]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    told = []
+    for _ in range(2):
+        subprocess.run(command, check=True, env=environment, capture_output=True)
+        told.append((tmp_path / "told.md").read_text())
+    assert told[0] == told[1]
+    assert len(re.findall(r"^\| .*(\d\.\d\d \| ){4}", told[0], re.M)) > 12
+
+
+@pytest.mark.slow
 def test_its_scout_can_be_trained_and_measured(tmp_path):
     """Both stages, a few steps of each; then one short video of each kind."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

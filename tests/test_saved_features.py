@@ -24,8 +24,8 @@ from safetensors.torch import save_file
 
 import bvllm_adapters as bvllm
 from bvllm_adapters import Encoding
-from bvllm_adapters.seeing.features_file import aside
 from bvllm_adapters.weights.checkpoint import CheckpointError
+from bvllm_adapters.weights.whole import aside
 from bvllm_qwen2.tiny import tiny_model
 
 AGAIN = Encoding(patches="again")

@@ -506,7 +506,7 @@ def test_messages_replace_a_file_whole(
 
     asked = ["select", str(video), "?", "--frames", "2", "--messages", str(file)]
     with monkeypatch.context() as patched:
-        patched.setattr(export.os, "replace", interrupted)
+        patched.setattr("os.replace", interrupted)
         assert main(asked) == 130
     assert file.read_text() == "before" and len(list(tmp_path.iterdir())) == 1
     assert main(asked) == 0

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 from typing import Any
 
 import torch
 from transformers.utils.logging import disable_progress_bar
 
+from bvllm_adapters.cli.placement import placement
+from bvllm_adapters.cli.selecting import asked_selector
 from bvllm_adapters.hosts.base import TOKENIZER
 from bvllm_adapters.hosts.find import find_host, host_of, processor_of
 from bvllm_adapters.hosts.load import load
@@ -18,6 +21,25 @@ def needs_training(model: Any) -> bool:
     """Whether a new tokenizer of a model's host is of random weights that mean nothing."""
     config = host_of(model).config(model)
     return config.selector == "learned" or config.sampler != "none"
+
+
+def model_of(options: argparse.Namespace) -> tuple[Any, Any]:
+    """`asked_model` of a command's options: --model, --adapter, --untrained, --selector, --scout,
+    --max-tokens, --device, --dtype."""
+    device, dtype = placement(options)
+    settings: dict[str, Any] = {}
+    if options.selector is not None or options.scout is not None:
+        settings["selector"] = asked_selector(options.selector, options.scout, device, dtype)
+    if options.max_tokens is not None:
+        settings["max_tokens"] = options.max_tokens
+    return asked_model(
+        options.model,
+        options.adapter,
+        untrained=options.untrained,
+        dtype=dtype,
+        device=device,
+        **settings,
+    )
 
 
 def asked_model(

@@ -6,10 +6,10 @@ import argparse
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bvllm_adapters.cli.options import add_asking, add_model, add_untrained
-from bvllm_adapters.cli.selecting import add_selector, asked_selector
+from bvllm_adapters.cli.selecting import add_selector
 
 if TYPE_CHECKING:
     from bvllm_adapters.conversation import Answer
@@ -36,8 +36,7 @@ def answers(options: argparse.Namespace, *, look: bool = False) -> Iterator[Answ
     from tqdm import tqdm
 
     from bvllm_adapters.checks import check_count
-    from bvllm_adapters.cli.asked_model import asked_model
-    from bvllm_adapters.cli.placement import placement
+    from bvllm_adapters.cli.asked_model import model_of
     from bvllm_adapters.conversation import open_video
     from bvllm_adapters.hosts.base import tokenizer_of
     from bvllm_adapters.ledger import ledger, peak_memory
@@ -47,20 +46,7 @@ def answers(options: argparse.Namespace, *, look: bool = False) -> Iterator[Answ
     for name in ("max_tokens", "max_new_tokens"):
         if getattr(options, name) is not None:  # before anything is loaded or read
             check_count(name, getattr(options, name))
-    device, dtype = placement(options)
-    settings: dict[str, Any] = {}
-    if options.selector is not None or options.scout is not None:
-        settings["selector"] = asked_selector(options, device, dtype)
-    if options.max_tokens is not None:
-        settings["max_tokens"] = options.max_tokens
-    model, processor = asked_model(
-        options.model,
-        options.adapter,
-        untrained=options.untrained,
-        dtype=dtype,
-        device=device,
-        **settings,
-    )
+    model, processor = model_of(options)
     check_query(tokenizer_of(model).frame_selector, options.query)
     encoding = Encoding(skip_similar=options.skip_similar)
     progress_bar = tqdm(desc="decoding", unit="frame", leave=False, disable=None)

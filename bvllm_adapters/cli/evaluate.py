@@ -89,9 +89,7 @@ def run(options: argparse.Namespace) -> int:
 def _file(options: argparse.Namespace, given: dict[str, Any]) -> int:
     from tqdm import tqdm
 
-    from bvllm_adapters.cli.asked_model import asked_model
-    from bvllm_adapters.cli.placement import placement
-    from bvllm_adapters.cli.selecting import asked_selector
+    from bvllm_adapters.cli.asked_model import model_of
     from bvllm_adapters.evaluation.table_accuracy import evaluate_file, questions_of
     from bvllm_adapters.seeing.encoding import Encoding
     from bvllm_adapters.tables.results import open_to_append
@@ -108,20 +106,7 @@ def _file(options: argparse.Namespace, given: dict[str, Any]) -> int:
     if options.out is not None:
         open_to_append(options.out, "--out").close()
     encoding = Encoding(skip_similar=options.skip_similar)
-    device, dtype = placement(options)
-    settings: dict[str, Any] = {}
-    if options.selector is not None or options.scout is not None:
-        settings["selector"] = asked_selector(options, device, dtype)
-    if options.max_tokens is not None:
-        settings["max_tokens"] = options.max_tokens
-    model, processor = asked_model(
-        options.model,
-        options.adapter,
-        untrained=options.untrained,
-        dtype=dtype,
-        device=device,
-        **settings,
-    )
+    model, processor = model_of(options)
     passed = (
         "by circular group out media outside_media fps max_frames max_tokens max_new_tokens "
         "instruction batch_size max_errors retry_errors seed"

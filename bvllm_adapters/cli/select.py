@@ -115,4 +115,4 @@ def _selector(options: argparse.Namespace) -> Any:
     unasked = not (options.question.strip() or (options.query or "").strip())
     if unasked and reads_question(options):
         raise ValueError("question: got none, wanted one, as the scout compares frames with it")
-    return asked_selector(options, *placement(options))
+    return asked_selector(options.selector, options.scout, *placement(options))

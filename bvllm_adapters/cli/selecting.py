@@ -22,18 +22,18 @@ def reads_question(options: argparse.Namespace) -> bool:
     return options.scout is not None and options.selector not in (*BLIND, *QUESTION_BLIND)
 
 
-def asked_selector(options: argparse.Namespace, device: Any, dtype: Any) -> Any:
-    """The one asked for, where and in which numbers its scout is to run.
+def asked_selector(selector: str | None, scout: str | None, device: Any, dtype: Any) -> Any:
+    """The one asked for by --selector and --scout, where and in which numbers its scout is to run.
 
     Raises:
         ValueError, FileNotFoundError, CheckpointError: see `named_selector`.
     """
     from bvllm_adapters.selectors.names import named_selector
 
-    name = options.selector or ("coverage" if options.scout is None else "relevance")
-    if options.scout is None:
+    name = selector or ("coverage" if scout is None else "relevance")
+    if scout is None:
         return named_selector(name).eval()
     from bvllm_adapters.selectors.relevance import RelevanceSelector
 
-    scout = RelevanceSelector.from_pretrained(options.scout, dtype=dtype).to(device)
-    return named_selector(name, scout).eval()
+    reader = RelevanceSelector.from_pretrained(scout, dtype=dtype).to(device)
+    return named_selector(name, reader).eval()

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from bvllm_adapters.checks import check_count
 from bvllm_adapters.features import FrameFeatures
+from bvllm_adapters.selectors.choosing import sees
 
 KEEP_FRAMES = 1024
 """Patches of longer videos are not kept: to look at 32 chosen frames again costs at most 3 % of
@@ -102,8 +103,9 @@ def encode_pixels(
         tokenizer: the BalancedTokenizer that the features are for.
     """
     selector = tokenizer.frame_selector
-    sees = getattr(selector, "sees", False)
-    scout = (lambda chunk, look: selector.see(as_pictures(chunk))) if sees else tokenizer.scout
+    scout = tokenizer.scout
+    if sees(selector):
+        scout = lambda chunk, look: selector.see(as_pictures(chunk))  # noqa: E731
     # With `selection_support`, training looks at few frames again, so that the patches of all need
     # not be kept for the backward pass.
     few = len(pixels) <= KEEP_FRAMES and not tokenizer.training

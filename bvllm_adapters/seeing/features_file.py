@@ -6,12 +6,10 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import torch
 from safetensors import safe_open
@@ -20,6 +18,7 @@ from torch import Tensor
 
 from bvllm_adapters.video.sampling import Sampling
 from bvllm_adapters.weights.json_file import CheckpointError, readable
+from bvllm_adapters.weights.whole import aside
 
 FORMAT = "bvllm_features/1"
 
@@ -63,19 +62,6 @@ def write(file: str | Path, state: Mapping[str, Tensor], about: Mapping[str, Any
     metadata = {"format": FORMAT, "about": text, "digest": digest_of(state, text)}
     with aside(Path(os.path.realpath(file))) as new:
         save_file(state, new, metadata)
-
-
-@contextmanager
-def aside(file: Path) -> Iterator[Path]:
-    """Another path in the same folder, which becomes `file` if the block ends well."""
-    new = file.with_name(f".{uuid4().hex}.part")
-    try:
-        yield new
-        with new.open("rb") as written:
-            os.fsync(written.fileno())
-        new.replace(file)
-    finally:
-        new.unlink(missing_ok=True)
 
 
 def read(file: str | Path) -> FeaturesFile:

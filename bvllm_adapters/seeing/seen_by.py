@@ -15,6 +15,7 @@ from torch import nn
 
 from bvllm_adapters.hosts.base import tokenizer_of
 from bvllm_adapters.seeing.fingerprint import weights_fingerprint, weights_stamp
+from bvllm_adapters.selectors.choosing import sees
 from bvllm_adapters.selectors.saved import scout_of
 
 PIXELS = "pixels of the processor"
@@ -26,12 +27,13 @@ def settings_of(host: Any, model: nn.Module) -> dict[str, Any]:
     """What decides, beside weights, which features a model makes of pixels; as JSON."""
     config, tower = tokenizer_of(model).config, host.tower(model)
     selector: Any = tokenizer_of(model).frame_selector
-    sees = getattr(selector, "sees", False)  # it makes the features, each kind its own
     # Of a host that lays pictures out by it: how large they are, and what is read of them.
     budget = [config.max_tokens, config.num_frames, config.tokens_per_frame]
     stages = [config.sampler, config.projection]
     return {
-        "selector": [config.selector, dict(config.selector_settings)] if sees else None,
+        "selector": [config.selector, dict(config.selector_settings)]
+        if sees(selector)
+        else None,  # each kind makes its own
         **({"budget": budget, "stages": stages} if hasattr(host, "layout") else {}),
         "dtype": str(next(tower.parameters()).dtype),
         "layer of the tower": getattr(tower, "select_layer", None),  # as the LLaVA family says

@@ -15,6 +15,7 @@ from torch import Tensor
 from bvllm_adapters.features import FrameFeatures
 from bvllm_adapters.hosts.evaluating import evaluating
 from bvllm_adapters.ledger import stage
+from bvllm_adapters.selectors.choosing import sees
 from bvllm_adapters.video.frames import Frames
 from bvllm_adapters.weights.device import device_of
 
@@ -63,7 +64,7 @@ class Sight:
         """What gives the features that frames are chosen by, in place of the tower: a scout, which
         is shown the tower's pixels, or a selector that sees pictures. None: the tower does."""
         selector = self.tokenizer.frame_selector
-        return selector if getattr(selector, "sees", False) else self.tokenizer.scout
+        return selector if sees(selector) else self.tokenizer.scout
 
     def first(self, frames: Sequence[Frames], *, is_image: bool = False) -> Tensor:
         """(H, W, 3) uint8 frames of one size, or groups -> what the first look is at: pixels, or

@@ -14,6 +14,11 @@ from bvllm_adapters.selectors.choosers import evenly
 from bvllm_adapters.selectors.coverage import check_frames
 
 
+def nothing_of(selector: nn.Module, frames: Tensor) -> Tensor:
+    """(k, 3, H, W) -> (k, 1) zeros."""
+    return frames.new_zeros(len(frames), 1)
+
+
 class UniformSelector(nn.Module):
     """The middle frame of each of K equal parts of the T frames."""
 
@@ -22,9 +27,7 @@ class UniformSelector(nn.Module):
     reads_question = False
     blind = True  # the number of frames is all that is needed: none has to be read
 
-    def see(self, frames: Tensor) -> Tensor:
-        """(k, 3, H, W) -> (k, 1) zeros."""
-        return frames.new_zeros(len(frames), 1)
+    see = nothing_of
 
     def forward(
         self,
@@ -65,9 +68,7 @@ class RandomSelector(nn.Module):
         """Its arguments, as JSON."""
         return {"seed": self.seed}
 
-    def see(self, frames: Tensor) -> Tensor:
-        """(k, 3, H, W) -> (k, 1) zeros."""
-        return frames.new_zeros(len(frames), 1)
+    see = nothing_of
 
     def forward(
         self,

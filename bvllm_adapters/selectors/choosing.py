@@ -48,6 +48,11 @@ def choose(
     return selection
 
 
+def sees(selector: nn.Module | None) -> bool:
+    """Whether a selector makes its own features, of pictures; else it is given the tower's."""
+    return bool(getattr(selector, "sees", False))
+
+
 def check_query(selector: nn.Module | None, query: object) -> None:
     """TypeError or ValueError for what `selector` could not read in place of a question."""
     if query is None:

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bvllm_adapters.features import first_max, in_float32
+from bvllm_adapters.context import in_float32
+from bvllm_adapters.features import first_max
 
 _ROUNDING = 1e-6  # of the features' own size: what is less is rounding, and no direction
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from PIL import Image
 from bvllm_adapters.checks import check_count
 from bvllm_adapters.selectors.frames_of import ChosenFrames
 from bvllm_adapters.video.frames import Frames
-from bvllm_adapters.weights.whole import SAVED, SAVING, saved_whole
+from bvllm_adapters.weights.whole import SAVED, SAVING, aside, saved_whole
 
 LIST_FILE = "frames.json"
 QUALITY = 90  # of JPEG
@@ -115,14 +114,8 @@ def messages(
 
 def save_messages(found: list[dict[str, Any]], file: str | Path) -> None:
     """As JSON, over what the file held before; whole or not at all."""
-    file = Path(file)
-    aside = file.with_name(f".{file.name}-{os.getpid()}")
-    try:
-        aside.write_text(json.dumps(found), encoding="utf-8")
-        os.replace(aside, file)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
+    with aside(Path(file)) as new:
+        new.write_text(json.dumps(found), encoding="utf-8")
 
 
 def times(seconds: Sequence[float]) -> list[str]:

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bvllm_adapters.checks import check_number
-from bvllm_adapters.features import Selection, in_float32
+from bvllm_adapters.context import in_float32
+from bvllm_adapters.features import Selection
 from bvllm_adapters.question import without
 from bvllm_adapters.selectors.choosers import inverse_transform
 from bvllm_adapters.selectors.coverage import Chooser, check_frames, covered, novelty

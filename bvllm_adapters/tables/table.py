@@ -127,7 +127,7 @@ def _csv_rows(name: str, file: Path, separator: str) -> Iterator[tuple[str, Any]
 
 def _parquet_rows(name: str, file: Path) -> Iterator[tuple[str, Any]]:
     try:
-        from pyarrow import parquet  # type: ignore[import-not-found,unused-ignore]
+        from pyarrow import parquet
     except ImportError as error:
         raise ImportError(
             f"{name}: {file} is parquet, which pyarrow reads, and it is not installed: "

@@ -16,8 +16,9 @@ from typing import Any
 
 from transformers.trainer import TRAINER_STATE_NAME
 
+from bvllm_adapters.tables.text import parse_json, read_text
 from bvllm_adapters.training.config import TrainingConfig
-from bvllm_adapters.training.files import parse_json, read_text, write_whole
+from bvllm_adapters.training.files import write_whole
 from bvllm_adapters.training.rows import Rows
 
 CONFIG_FILE = "training.yaml"

@@ -20,6 +20,7 @@ from bvllm_adapters.training.rows import Source, sources_of
 Stage = Literal["alignment", "instruction"]
 Schedule = Literal["linear", "cosine", "constant"]
 Precision = Literal["bf16", "fp32"]
+Lesson = Literal["soft", "frames", "sets"]
 PARTS = ("frame_selector", "spatial_sampler", "projection")
 DEFAULT_PARTS = ("frame_selector", "projection")  # of alignment
 NEEDED = ("stage", "model", "data", "output", "learning_rate", "schedule", "global_batch")
@@ -49,6 +50,10 @@ class TrainingConfig:
         output: folder for checkpoints and the trained adapter.
         train: in alignment, some of frame_selector, spatial_sampler and projection; by default
             frame_selector and projection, as far as the tokenizer has them.
+        selector_learns: "soft": by the gradient through soft choices, as in the paper. By answers
+            alone, each row of which is read `answer_reads` times: "frames": from which single
+            frames make the answer likeliest; "sets": from which choices of frames do. Either is for
+            alignment of the selector alone, with batch_per_device 1, on one device.
         fps, max_frames: of videos. max_length: ids of a row before visual tokens come in.
         learning_rate, schedule, weight_decay: of AdamW. max_grad_norm: 0: no clipping.
         warmup: share of the steps in which the learning rate rises.
@@ -83,6 +88,8 @@ class TrainingConfig:
     instructblip: str | None = None
     scout: str | None = None
     train: tuple[str, ...] = ()
+    selector_learns: Lesson = "soft"
+    answer_reads: int = 8
     fps: float = 1.0
     max_frames: int | None = None
     max_length: int = 2048
@@ -112,6 +119,7 @@ class TrainingConfig:
         checks.check_choice("stage", self.stage, get_args(Stage))
         checks.check_choice("schedule", self.schedule, get_args(Schedule))
         checks.check_choice("precision", self.precision, get_args(Precision))
+        checks.check_choice("selector_learns", self.selector_learns, get_args(Lesson))
         for name in ("model", "base", "adapter", "instructblip", "scout"):
             if name == "model" or getattr(self, name) is not None:
                 checks.text(name, getattr(self, name))
@@ -144,6 +152,7 @@ class TrainingConfig:
         put(self, "report_to", checks.several("report_to", self.report_to))
         put(self, "train", checks.several("train", self.train, PARTS))
         self._check_stage()
+        self._check_lesson()
         self._check_tokenizer()
 
     def _check_stage(self) -> None:
@@ -157,6 +166,24 @@ class TrainingConfig:
         put(self, "train", self.train or DEFAULT_PARTS)
         if self.lora is not None:
             raise ValueError(f"lora: got {self.lora} in alignment, wanted none")
+
+    def _check_lesson(self) -> None:
+        _check_count("answer_reads", self.answer_reads, least=2)
+        if self.selector_learns == "soft":
+            return
+        # What is read of a row is judged by that row's loss, with all other parts as they are.
+        for name, wanted in (
+            ("stage", "alignment"),
+            ("train", ("frame_selector",)),
+            ("batch_per_device", 1),
+            ("deepspeed", None),
+        ):
+            got = getattr(self, name)
+            if got != wanted:
+                raise ValueError(
+                    f"{name}: got {got!r} with selector_learns={self.selector_learns!r}, "
+                    f"wanted {wanted!r}"
+                )
 
     def _check_tokenizer(self) -> None:
         if not isinstance(self.tokenizer, Mapping):

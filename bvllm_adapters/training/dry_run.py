@@ -89,6 +89,11 @@ def _steps(config: TrainingConfig, rows: int) -> Iterator[str]:
         f"steps      {config.steps(rows)} of {config.global_batch} rows; on one device "
         f"{config.accumulation(1)} batches of {config.batch_per_device} each"
     )
+    if config.selector_learns != "soft":
+        yield (
+            f"reads      {config.answer_reads} of each row, by {config.selector_learns}, with a "
+            "backward pass through the selector alone"
+        )
 
 
 def _samples(config: TrainingConfig, rows: Rows, model: Any, host: HostTraining) -> Iterator[str]:

@@ -8,8 +8,7 @@ from typing import Any
 
 import yaml
 
-from bvllm_adapters.tables.text import parse_json as parse_json
-from bvllm_adapters.tables.text import read_text as read_text
+from bvllm_adapters.tables.text import read_text
 
 ASIDE = ".unfinished"  # what is being written has this behind its name
 

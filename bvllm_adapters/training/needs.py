@@ -16,8 +16,8 @@ from transformers.integrations.integration_utils import (
 )
 
 from bvllm_adapters.hosts.base import base_model, tokenizer_of
+from bvllm_adapters.tables.text import parse_json, read_text
 from bvllm_adapters.training.config import TrainingConfig
-from bvllm_adapters.training.files import parse_json, read_text
 from bvllm_adapters.training.rows import Rows
 
 

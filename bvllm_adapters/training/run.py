@@ -73,6 +73,8 @@ def train(
         samples=Samples.of(config, rows, host),
         validation=None if validation is None else InOrder(Samples.of(config, validation, host)),
         draws=steps * config.global_batch,
+        lesson=config.selector_learns,
+        reads=config.answer_reads,
         max_skipped=config.max_skipped,
         keep=config.keep,
         callbacks=list(callbacks),
@@ -134,6 +136,11 @@ def prepared(config: TrainingConfig) -> tuple[nn.Module, HostTraining]:
 def training_arguments(config: TrainingConfig, steps: int) -> TrainingArguments:
     """The Trainer's, with the global batch kept whatever the number of devices."""
     devices = int(os.environ.get("WORLD_SIZE", "1"))
+    if config.selector_learns != "soft" and devices > 1:
+        raise ValueError(
+            f"selector_learns: got {config.selector_learns!r} on {devices} devices, wanted 'soft' "
+            "or one device"
+        )
     # transformers 5.23 has another name for it.
     known = {each.name for each in fields(TrainingArguments)}
     old, new = "gradient_checkpointing", "activation_checkpointing"

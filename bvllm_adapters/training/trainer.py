@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -17,7 +18,10 @@ from transformers.trainer import SCHEDULER_NAME
 from bvllm_adapters.context import asking, noise_from
 from bvllm_adapters.hosts.adapter import save_adapter
 from bvllm_adapters.hosts.base import base_model, tokenizer_of
+from bvllm_adapters.question import IGNORED_LABEL
+from bvllm_adapters.training.answers_alone import loss_by_frames, loss_by_sets
 from bvllm_adapters.training.checkpoints import UNFINISHED, finish
+from bvllm_adapters.training.config import Lesson
 from bvllm_adapters.training.dummy_video import zero_of
 from bvllm_adapters.training.samples import InOrder, Samples, ShuffledRows
 from bvllm_adapters.training.stages import restore
@@ -40,6 +44,7 @@ class AdapterTrainer(Trainer):
     """Modifications of transformers.Trainer:
     - rows come in an order that depends on the seed alone, the same for any number of devices
     - each visual input draws its noise from a seed of its own
+    - a frame selector may learn from answers alone, see `training.answers_alone`
     - skipped rows are named, counted and logged, and too many of them are an error
     - a batch gives every trained weight a gradient, of zeros if it has no use for it
     - checkpoints hold the adapter instead of the model, with DeepSpeed too, and are whole or not
@@ -50,6 +55,7 @@ class AdapterTrainer(Trainer):
         samples: what is trained on. validation: what is looked at on the way, and after the last
             step; None: nothing is.
         draws: how many rows a whole run takes. max_skipped: share of them that may be skipped.
+        lesson, reads: the config's selector_learns and answer_reads.
         keep: checkpoints that stay; None: all. kwargs: of the Trainer.
     """
 
@@ -63,6 +69,8 @@ class AdapterTrainer(Trainer):
         validation: InOrder | None = None,
         draws: int,
         max_skipped: float,
+        lesson: Lesson = "soft",
+        reads: int = 2,
         keep: int | None = None,
         **kwargs: Any,
     ) -> None:
@@ -73,6 +81,9 @@ class AdapterTrainer(Trainer):
         self.aside = False
         self.samples = samples
         self.draws = draws
+        self.lesson: Lesson = lesson
+        self.reads = reads
+        self.likelihoods: list[float] = []  # of answers, since the last log
         self.max_skipped = max_skipped
         self.drawn = 0
         self.skipped = 0
@@ -103,10 +114,40 @@ class AdapterTrainer(Trainer):
             num_items_in_batch = num_items_in_batch.clamp_min(1)  # all rows may have been skipped
         inputs["use_cache"] = False
         zero = zero_of(tokenizer_of(base_model(self.model)))
-        with asking(inputs.pop("questions")), noise_from(inputs.pop("seeds")):
+        questions, seeds = inputs.pop("questions"), inputs.pop("seeds")
+        if self.lesson != "soft":
+            with asking(questions):
+                loss = self._by_answers(model, inputs, seeds) + zero
+            # Where forward() takes a number of labels, the Trainer thinks that it divided by it.
+            divided = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+            return loss / (self.args.gradient_accumulation_steps if divided else 1)
+        with asking(questions), noise_from(seeds):
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         loss = loss + zero
         return (loss, outputs) if return_outputs else loss
+
+    def _by_answers(
+        self, model: nn.Module, inputs: dict[str, Any], seeds: list[int]
+    ) -> Tensor | float:
+        """The loss of a row, see `answers_alone`; 0 where it has nothing to learn."""
+        words = int((inputs["labels"] != IGNORED_LABEL).sum())
+        if not words:
+            return 0.0
+        selector: Any = tokenizer_of(base_model(self.model)).frame_selector
+
+        def answer_loss() -> Tensor:
+            loss: Tensor = model(**inputs).loss
+            return loss
+
+        if self.lesson == "frames":
+            found = loss_by_frames(selector, answer_loss, seeds, self.reads, words)
+        else:
+            found = loss_by_sets(selector, answer_loss, seeds, self.reads)
+        if found is None:
+            return 0.0
+        loss, likelihood = found
+        self.likelihoods.append(likelihood)
+        return loss
 
     def _validated(self, model: nn.Module, inputs: dict[str, Any], skipped: list[str]) -> Any:
         """The mean loss of a row's answer tokens, whatever is beside it, and the outputs."""
@@ -134,6 +175,9 @@ class AdapterTrainer(Trainer):
             )
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if self.likelihoods:
+            logs = {**logs, "answer_likelihood": fmean(self.likelihoods)}
+            self.likelihoods = []
         super().log({**logs, "skipped_rows": self.skipped}, *args, **kwargs)
 
     def _get_output_dir(self, trial: Any) -> str:

@@ -100,7 +100,7 @@ def _decoded(media: Media, index: PacketIndex, wanted: Indices) -> Iterator[Fram
 
 def _in_order(media: Media, index: PacketIndex, wanted: Indices) -> Iterator[Frames]:
     """By decoding all from the beginning to the last one wanted: strictly, and up to the first
-    frame that is not what its packet promised; or, where none promised anything, by one thread."""
+    frame that is not what its packet promised; or, where none promised anything, leniently."""
     upright = Upright(media.name, index.size, index.turn, index.untagged)
     places = (wanted if index.place is None else index.place[wanted]).tolist()
     needed, held, turn = set(places), dict[int, Frames](), 0

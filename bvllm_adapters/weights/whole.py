@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from uuid import uuid4
 
 from bvllm_adapters.weights.json_file import CheckpointError
 
@@ -53,6 +54,19 @@ def saved_whole(folder: str | Path) -> Iterator[Path]:
         shutil.rmtree(writing, ignore_errors=True)
         raise
     finish(folder)
+
+
+@contextmanager
+def aside(file: Path) -> Iterator[Path]:
+    """Of a single file: another path in the same folder, which becomes `file` if the block ends
+    well."""
+    new = file.with_name(f".{uuid4().hex}.part")
+    try:
+        yield new
+        _flush(new)
+        os.replace(new, file)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def _commit(writing: Path, folder: Path) -> None:

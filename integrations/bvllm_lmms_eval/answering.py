@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from bvllm_adapters.conversation import OpenVideo, ask_batch, open_video
+from bvllm_adapters.evaluation.likelihood import Likelihood, likelihood_of, saying, token_ids
 from bvllm_lmms_eval.asked import Asked, Visual, one_video
 from bvllm_lmms_eval.batches import Request, batches
-from bvllm_lmms_eval.likelihood import Likelihood, end_of, ids_of, likelihood_of, settings_of
 from bvllm_lmms_eval.own_way import own_answer
 from bvllm_lmms_eval.settings import Settings
 from bvllm_lmms_eval.spent import Spent
@@ -68,21 +68,22 @@ class Answering:
     def likelihoods(self, requests: Sequence[Request]) -> list[Likelihood]:
         """How likely the continuation of each is to the model.
 
+        Its place behind the prompt is the chat format's, so no space leads it.
+
         Raises:
-            NotImplementedError: see `ids_of`.
+            ValueError: see `token_ids` and `likelihood_of`.
         """
         tokenizer = self.processor.tokenizer
 
         def find(
             batch: list[Request], prompts: list[Asked], videos: list[OpenVideo | None]
         ) -> list[Likelihood]:
-            rows = [ids_of(tokenizer, request.continuation) for request in batch]
-            end = end_of(tokenizer)
-            said = self._said(
-                prompts, videos, lambda places: settings_of([rows[i] for i in places], end)
-            )
+            texts = [request.continuation.strip() for request in batch]
+            rows = [token_ids(tokenizer, text) for text in texts]
+            said = self._said(prompts, videos, lambda places: saying([rows[i] for i in places]))
             return [
-                likelihood_of(ids, out.logits) for ids, (_, out) in zip(rows, said, strict=True)
+                likelihood_of(ids, out.logits, text)
+                for ids, (_, out), text in zip(rows, said, texts, strict=True)
             ]
 
         return self._in_batches(requests, find)

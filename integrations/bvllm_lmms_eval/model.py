@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -77,8 +76,7 @@ class Bvllm(lmms):  # type: ignore[misc]
         }
         settings: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
         if selector is not None or scout is not None:
-            named = argparse.Namespace(selector=selector, scout=scout)
-            settings["selector"] = asked_selector(named, self.device, numbers)
+            settings["selector"] = asked_selector(selector, scout, self.device, numbers)
         source = None if pretrained == "demo" else str(pretrained)
         model, processor = asked_model(
             source, adapter, untrained=untrained, dtype=numbers, device=self.device, **settings

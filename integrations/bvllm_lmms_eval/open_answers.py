@@ -7,15 +7,12 @@ keeps question, answer and reply for whoever wants a judge.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bvllm_adapters.evaluation.exact_match import normalised
 from bvllm_lmms_eval.local_data import FORMATS, dataset_of, found, rows_of
-
-_ARTICLES = {"a", "an", "the"}
-_NUMBERS = "zero one two three four five six seven eight nine ten".split()
 
 
 def documents(where: Any) -> Any:
@@ -40,18 +37,11 @@ def text(doc: Mapping[str, Any], lmms_eval_specific_kwargs: Any = None) -> str:
 
 def results(doc: Mapping[str, Any], said: Sequence[str]) -> dict[str, float]:
     """exact_match: the answer and nothing else. answer_in_reply: its words, one after another."""
-    reply, answer = words(said[0]), words(doc["answer"])
+    reply, answer = normalised(said[0]), normalised(doc["answer"])
     return {
         "exact_match": float(reply == answer),
-        "answer_in_reply": float(f" {' '.join(answer)} " in f" {' '.join(reply)} "),
+        "answer_in_reply": float(f" {answer} " in f" {reply} "),
     }
-
-
-def words(text: str) -> list[str]:
-    """Lower-case words without articles and punctuation, small numbers as words."""
-    found = re.findall(r"[a-z0-9]+", text.lower())
-    small = {str(i): word for i, word in enumerate(_NUMBERS)}
-    return [small.get(word, word) for word in found if word not in _ARTICLES]
 
 
 def _document(folder: Path, row: Mapping[str, Any]) -> dict[str, Any]:

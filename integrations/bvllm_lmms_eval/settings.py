@@ -36,7 +36,6 @@ class Settings:
         until = (until,) if isinstance(until, str) else tuple(until)
         if "max_gen_toks" in said:
             said.setdefault("max_new_tokens", said.pop("max_gen_toks"))
-            said.pop("max_gen_toks", None)
         warm = said.get("temperature", 1) > 0
         said["do_sample"] = warm and bool(said.get("do_sample", "temperature" in said))
         if not said["do_sample"]:

@@ -7,17 +7,17 @@ file and rule are those of the repository joez17/VideoNIAH).
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
+from bvllm_adapters.evaluation.letters import letter_of, lettered
 from bvllm_lmms_eval.local_data import dataset_of, found, rows_of
 
 TRIES = 4
 GROUPS = {"retrieval": "ret", "ordering": "ord", "counting": "cnt"}
-LETTERS = "ABCD"
 
 Result = Mapping[str, Any]  # sample, type, right
 
@@ -36,33 +36,14 @@ def visual(doc: Mapping[str, Any]) -> list[str]:
 
 
 def text(doc: Mapping[str, Any], lmms_eval_specific_kwargs: Any = None) -> str:
-    options = [
-        f"{letter}. {option}" for letter, option in zip(LETTERS, doc["options"], strict=True)
-    ]
-    last = "Answer with the option's letter from the given choices directly."
-    return "\n".join([doc["question"], *options, last])
+    return lettered(doc["question"], doc["options"])
 
 
 def results(doc: Mapping[str, Any], said: Sequence[str]) -> dict[str, Any]:
     """One try, for each metric to gather."""
-    right = choice_in(said[0], doc["options"]) == doc["answer"]
+    right = letter_of(said[0], doc["options"]) == ascii_uppercase.index(doc["answer"])
     one = {"sample": f"{doc['type']} {doc['video']}", "type": doc["type"], "right": right}
     return {f"vnbench_{name}": one for name in ("overall", *GROUPS, "single_tries")}
-
-
-def choice_in(said: str, options: Sequence[str]) -> str:
-    """The letter that an answer chooses, "" for none.
-
-    It stands first, or the words of just one option do, or a letter stands alone.
-    """
-    first = re.match(r"\W*([A-D])(?:\W|$)(?!\s*[a-z])", said)
-    if first:
-        return first[1]
-    named = [i for i, option in enumerate(options) if _words(option) in _words(said)]
-    if len(named) == 1:
-        return LETTERS[named[0]]
-    alone = re.findall(r"\b([A-D])\b", said)
-    return alone[-1] if alone else ""
 
 
 def overall(tries: Sequence[Result]) -> float:
@@ -112,7 +93,3 @@ def _document(folder: Path, row: Mapping[str, Any]) -> dict[str, Any]:
         "type": row["type"],
         "try": row["try"],
     }
-
-
-def _words(text: str) -> str:
-    return f" {' '.join(re.findall(r'[a-z0-9]+', text.lower()))} "

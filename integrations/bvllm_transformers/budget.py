@@ -17,6 +17,7 @@ from bvllm_adapters.balanced_tokenizer import BalancedTokenizer
 from bvllm_adapters.features import FrameFeatures, PatchReader, VisualTokens
 from bvllm_adapters.hosts.base import tokenizer_of
 from bvllm_adapters.selectors.blind import RandomSelector
+from bvllm_adapters.selectors.choosing import sees
 from bvllm_transformers.arguments import IMAGES_APART, Inputs, check_inputs, pad_of, with_types
 from bvllm_transformers.families import Family, family_of
 from bvllm_transformers.glimpse import blurred, pictures
@@ -129,7 +130,7 @@ def look(model: Any, family: Family, inputs: Inputs, place: Place) -> Seen:
     patches: PatchReader = read
     if groups == 1:
         cls = torch.zeros(1, tokenizer.config.selection_width)  # nothing to choose from
-    elif getattr(selector, "sees", False):
+    elif sees(selector):
         cls = glance(model, selector, family, inputs, place)
     else:
         tokens = read(torch.arange(groups))

@@ -20,6 +20,7 @@ from bvllm_adapters.hosts.find import find_host
 from bvllm_adapters.hosts.turns import messages
 from bvllm_qwen2.chat import VIDEO_TOKEN
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 SECONDS = 24
 
 
@@ -196,7 +197,8 @@ def test_one_row_of_a_batch_fails_alone(demo: Any, folder: Path) -> None:
     found = run(demo, write(folder / "eos.jsonl", rows), by="likelihood", batch_size=99)
     assert ["error" in row for row in found.rows] == [False, True, False]
     assert (
-        f"options: got '{processor_eos}', wanted a text without special" in found.rows[1]["error"]
+        f"likelihood: got '{processor_eos}', wanted a text without special"
+        in found.rows[1]["error"]
     )
 
 
@@ -249,6 +251,12 @@ def test_results_of_another_model_or_table_are_refused(
     write(file, [{**rows[0], "answer": "z"}, rows[1]])
     with pytest.raises(ValueError, match="holds results of something else: table '"):
         run(demo, file, out=out)
+
+
+def test_the_example_of_the_readme(demo: Any) -> None:
+    found = run(demo, EXAMPLES / "questions.jsonl", group="kind")
+    assert found.summary.whole is not None and found.summary.whole.accuracy == 1.0
+    assert len(found.summary.groups) == 5 and found.summary.over == 0
 
 
 def test_killed_runs_go_on(folder: Path, demo: Any, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from PIL import Image
 
 import bvllm_adapters as bvllm
 from bvllm_adapters.certify.calls import own_call
+from bvllm_adapters.evaluation.likelihood import token_ids
 from bvllm_adapters.evaluation.needle import demo_haystack
 from bvllm_adapters.hosts.find import find_host, host_of, processor_of
 from bvllm_adapters.hosts.host import HostError
@@ -24,7 +26,6 @@ from bvllm_lmms_eval import TASKS, answering, local_data, open_answers, vnbench
 from bvllm_lmms_eval.answering import Answering
 from bvllm_lmms_eval.asked import Asked, Visual, one_video, visual_of
 from bvllm_lmms_eval.batches import Request, batches, by_video
-from bvllm_lmms_eval.likelihood import ids_of
 from bvllm_lmms_eval.settings import Settings
 from bvllm_lmms_eval.spent import Spent
 from bvllm_lmms_eval.stops import Stops
@@ -292,7 +293,7 @@ def test_a_likelihood_is_that_of_the_models_own_forward(tiny: Any) -> None:
         pytest.skip("ends its answers with a word of its own")
     asking = Answering(model, processor)
     (found,) = asking.likelihoods([Request(lambda: Asked((), "Who?"), "it", continuation="yes it")])
-    ids = ids_of(processor.tokenizer, "yes it")
+    ids = token_ids(processor.tokenizer, "yes it")
     inputs = own_call(host_of(model), model, processor, [None], ["Who?"], to="generate")
     prompt = inputs["input_ids"]
     inputs["input_ids"] = torch.cat([prompt, torch.tensor([ids])], dim=1)
@@ -322,13 +323,14 @@ def test_the_models_own_answer_is_greedy_and_likeliest(demo: Any, opened: list[A
 
 
 def test_a_tokenizer_that_is_not_known_is_told() -> None:
-    with pytest.raises(NotImplementedError, match="loglikelihood: got a dict"):
-        ids_of({}, "yes")
+    with pytest.raises(ValueError, match="likelihood: got dict as the tokenizer"):
+        token_ids({}, "yes")
 
 
-def test_nothing_has_no_likelihood(demo: Any) -> None:
-    with pytest.raises(ValueError, match="continuation: got ' ', wanted words"):
-        ids_of(demo[1].tokenizer, " ")
+@pytest.mark.parametrize("text", ["", "<|im_end|>"])
+def test_nothing_has_no_likelihood(demo: Any, text: str) -> None:
+    with pytest.raises(ValueError, match=f"likelihood: got {re.escape(repr(text))}, wanted a text"):
+        token_ids(demo[1].tokenizer, text)
 
 
 # Rounds
@@ -401,7 +403,10 @@ def test_vnbench_counts_samples_of_which_all_tries_are_right() -> None:
     ],
 )
 def test_the_choice_in_an_answer(said: str, letter: str) -> None:
-    assert vnbench.choice_in(said, ["bear", "cat", "dog", "eel"]) == letter
+    doc = {"options": ["bear", "cat", "dog", "eel"], "type": "ret_insert1", "video": "a.mp4"}
+    for answer in "ABCD":
+        found = vnbench.results({**doc, "answer": answer}, [said])
+        assert found["vnbench_retrieval"]["right"] == (answer == letter)
 
 
 @pytest.mark.parametrize(

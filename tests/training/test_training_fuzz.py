@@ -19,7 +19,7 @@ from bvllm_adapters.training.config import TrainingConfig
 from bvllm_adapters.training.conversations import RowError, parse
 from bvllm_adapters.training.rows import Source, read_rows
 
-QUICK, ALL = 60, 260
+QUICK, ALL = 150, 260
 CONFIG = {
     "stage": "instruction",
     "model": "host",

@@ -68,8 +68,8 @@ def test_a_likelihood_is_that_of_saying_it(
     said = answer.generated.sequences[0].tolist()
     steps = zip(answer.generated.logits, said, strict=True)
     wanted = sum(float(logits[0].float().log_softmax(-1)[token]) for logits, token in steps)
-    texts = {"said": said, "longer": token_ids(video, "the dog in the garden")}
-    monkeypatch.setattr(likelihood, "token_ids", lambda video, text: texts[text])
+    texts = {"said": said, "longer": token_ids(its_processor.tokenizer, "the dog in the garden")}
+    monkeypatch.setattr(likelihood, "token_ids", lambda tokenizer, text: texts[text])
     (_, found), (_, longer) = likelihood.likelihoods([(video, "Who?")] * 2, [*texts])
     assert found.total == pytest.approx(wanted, abs=1e-3)
     assert (found.tokens, longer.tokens) == (len(said), len(texts["longer"]))

@@ -25,7 +25,7 @@ from bvllm_adapters.question import asking
 from bvllm_adapters.training.config import TrainingConfig
 from bvllm_adapters.training.dry_run import dry_run
 from bvllm_adapters.training.rows import Source, read_rows
-from bvllm_adapters.training.run import train
+from bvllm_adapters.training.run import prepared, train
 from bvllm_adapters.training.samples import Collate, Samples, Skipped
 from bvllm_adapters.video.read import read_video
 from bvllm_transformers.training import TransformersTraining
@@ -343,3 +343,23 @@ def test_what_workers_get_is_pickled_and_holds_no_model() -> None:
     prompt = host.prompt(["<video>\nWhat?", "That."])
     assert again.ids(prompt) == host.ids(prompt)
     assert not [value for value in vars(host).values() if isinstance(value, torch.nn.Module)]
+
+
+@pytest.mark.parametrize("lesson", ["frames", "sets"])
+def test_a_selector_learns_from_answers_alone(lesson: str, folder: Path, checkpoints: Any) -> None:
+    """It moves, and what reads the chosen frames does not."""
+    config = configured(
+        folder,
+        checkpoints("qwen2_5_vl"),
+        train=["frame_selector"],
+        selector_learns=lesson,
+        answer_reads=3,
+        max_steps=2,
+        data=[{"file": folder / "videos.json"}],
+    )
+    (folder / "videos.json").write_text(json.dumps([ROWS[0], ROWS[3]]))
+    before = prepared(config)[0].state_dict()
+    after = train(config).state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved
+    assert all(name.startswith("balanced_tokenizer.frame_selector.") for name in moved)
