@@ -44,7 +44,7 @@ from bvllm_qwen2 import (
 from bvllm_qwen2.processing import image_processor_for
 
 WIDTH = 96  # of all parts that are trained
-TOWER, TOWER_WIDTH = "tf_efficientnet_lite0", 1280
+TOWER, TOWER_WIDTH = "tf_efficientnet_lite0", 1280 + 24 + 40
 LENGTHS = (16, 32, 64)  # frames of a video that is trained on
 WORDS = list(
     dict.fromkeys(
@@ -65,7 +65,10 @@ def build(
 ) -> tuple[BvllmQwen2ForConditionalGeneration, BvllmQwen2Processor]:
     """A model with the ImageNet tower in it, which has read nothing yet."""
     torch.manual_seed(seed)
-    vision = TimmVisionConfig(TOWER, image_size=SIZE, hidden_size=TOWER_WIDTH, has_cls=False)
+    # Its last layer knows things, but hardly colours, which cards have; two early ones know these.
+    vision = TimmVisionConfig(
+        TOWER, image_size=SIZE, hidden_size=TOWER_WIDTH, has_cls=False, earlier=[1, 2]
+    )
     pixels = image_processor_for(vision)
     pixels.image_mean = pixels.image_std = [0.5, 0.5, 0.5]  # as it was trained
     tokenizer = tiny_tokenizer(words=WORDS)
@@ -107,7 +110,7 @@ def build(
         image_token_id=processor.image_token_id,
         video_token_id=processor.video_token_id,
         initializer_range=0.05,
-        vision_chunk_size=64,
+        vision_chunk_size=4,  # more are slower on a CPU
     )
     model = BvllmQwen2ForConditionalGeneration(config)
     load_tower(model.vision_tower.encoder.model, media.tower)
@@ -256,7 +259,7 @@ def train(
 
     # Tokens of all frames are many times the work.
     all_frames = tokenizer.frame_selector is None
-    lengths, joint_steps = (LENGTHS[:2], 100) if all_frames else (LENGTHS, 300)
+    lengths, joint_steps = (LENGTHS[:2], 200) if all_frames else (LENGTHS, 400)
 
     @cache
     def learner() -> FootageLearner:
@@ -268,11 +271,11 @@ def train(
     def reading() -> None:
         labels, match = CardLabels(), nn.Linear(WIDTH, 1)
         parameters = _parameters(*readers, labels, match)
-        optimize("reading", learner().read(labels, match), parameters, steps=steps(900), lr=2e-3)
+        optimize("reading", learner().read(labels, match), parameters, steps=steps(700), lr=2e-3)
 
     def selection() -> None:
         parameters = _parameters(*choosers)
-        optimize("selection", learner().cover(), parameters, steps=steps(250), lr=2e-3)
+        optimize("selection", learner().cover(), parameters, steps=steps(400), lr=2e-3)
 
     def joint() -> None:
         groups = [
