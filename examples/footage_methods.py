@@ -27,7 +27,7 @@ BY_SCORES: dict[str, Chooser] = {
     "covered MMR": covered(0.5, 0.5),
 }
 UNTRAINED = {"uniform": "uniform", "random": "random", "coverage, by thumbnails": "coverage"}
-METHODS = (*TRAINED, *BY_SCORES, *UNTRAINED)
+METHODS = (*UNTRAINED, "two tokens", "ToMe over all", *BY_SCORES, LEARNED, UNBOUND)
 
 
 class MergedOverall(BalancedTokenizer):

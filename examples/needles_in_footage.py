@@ -1,8 +1,9 @@
 """VNBench's three tasks in moving footage, with natural pictures as needles.
 
     python examples/natural_media.py media
-    python examples/needles_in_footage.py media --out haystacks --lengths 30 120 600 --videos 20
-    bvllm evaluate haystacks/questions.jsonl --model FOLDER --circular --group kind
+    python examples/needles_in_footage.py media --out haystacks --lengths 30 120 600
+    python examples/train_footage.py media --out footage-model
+    bvllm evaluate haystacks/questions.jsonl --model footage-model --by likelihood --group kind
 
 A haystack is cut from camera footage and pans over photographs. Needles lie in it, each for one or
 two seconds: a photograph of a thing on a coloured card, which fills the frame ("insert") or is
@@ -22,7 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import permutations
@@ -286,14 +287,13 @@ def rows_of(haystack: FootageHaystack, name: str, **columns: Any) -> Iterator[di
 
 
 def write_haystacks(
-    folder: Path, media: Media, *, lengths: Sequence[int], videos: int, seed: int = 0,
-    split: Split = "test",
-) -> Path:  # fmt: skip
-    """`videos` of each length, half of each style; returns the table of questions beside them."""
+    folder: Path, media: Media, videos: Mapping[int, int], *, seed: int = 0, split: Split = "test"
+) -> Path:
+    """So many `videos` of each length, half of each style; returns the table of questions."""
     (folder / "videos").mkdir(parents=True, exist_ok=True)
     rows = []
-    for length in lengths:
-        for number in range(videos):
+    for length, count in videos.items():
+        for number in range(count):
             style = STYLES[number % len(STYLES)]
             haystack = make_haystack(
                 [seed, length, number], media, num_frames=length, style=style, split=split
@@ -303,24 +303,43 @@ def write_haystacks(
                 haystack.write(folder / ".part.mp4", size=SIZE)
                 (folder / ".part.mp4").rename(folder / name)
             rows += rows_of(haystack, name, style=style)
-        print(f"{videos} videos of {length} s", flush=True)
+        print(f"{count} videos of {length} s", flush=True)
     table = folder / "questions.jsonl"
     table.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return table
+
+
+def add_lengths(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--lengths", type=int, nargs="+", default=[30, 120, 600], help="seconds")
+    parser.add_argument(
+        "--videos", type=int, nargs="+", default=[20], help="of all lengths, or of each"
+    )
+
+
+def videos_of(options: argparse.Namespace) -> dict[int, int]:
+    """How many of each length.
+
+    Raises:
+        ValueError: neither one number nor one for each length.
+    """
+    counts = options.videos * (len(options.lengths) if len(options.videos) == 1 else 1)
+    if len(counts) != len(options.lengths):
+        raise ValueError(
+            f"videos: got {len(counts)} numbers, wanted one, or {len(options.lengths)} as lengths"
+        )
+    return dict(zip(options.lengths, counts, strict=True))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("media", help="folder that natural_media.py filled")
     parser.add_argument("--out", type=Path, default=Path("haystacks"))
-    parser.add_argument("--lengths", type=int, nargs="+", default=[30, 120, 600, 3600])
-    parser.add_argument("--videos", type=int, default=20, help="of each length")
+    add_lengths(parser)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     table = write_haystacks(
-        options.out, Media(options.media), lengths=options.lengths, videos=options.videos,
-        seed=options.seed,
-    )  # fmt: skip
+        options.out, Media(options.media), videos_of(options), seed=options.seed
+    )
     print(f"{table}: {len(table.read_text().splitlines())} questions")
 
 

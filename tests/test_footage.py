@@ -117,7 +117,7 @@ def test_the_table_is_one_that_evaluate_reads(folder, tmp_path):
     from bvllm_adapters.evaluation.table_accuracy import questions_of
     from bvllm_adapters.tables.table import read_table
 
-    file = write_haystacks(tmp_path, Media(folder), lengths=[20], videos=2)
+    file = write_haystacks(tmp_path, Media(folder), {20: 2})
     questions, errors = questions_of(read_table(file), tmp_path, group="kind")
     assert len(questions) == 6 and not errors
     assert len(bvllm.read_video(questions[0].video).frames) == 20
@@ -134,6 +134,42 @@ def test_a_row_above_the_budget_or_that_failed_ends_the_run_by_name():
     with pytest.raises(RuntimeError, match="random: no such file"):
         check_budget("random", [{"error": "no such file"}])
     check_budget("no budget", [{"id": "a", "tokens": BUDGET + 1}])
+
+
+def test_what_the_language_model_gets_is_counted_and_compared_with_the_traces():
+    from baselines import check_budget, prompts_counted
+
+    class Host(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words = torch.nn.Embedding(5, 8)
+            self.language_model = torch.nn.Identity()
+            self.language_model.forward = lambda inputs_embeds: inputs_embeds
+            self.get_input_embeddings = lambda: self.words
+
+    host = Host()
+    words = host.words.weight.detach()
+    with prompts_counted(host) as counts:
+        for visual in (3, 0):
+            host.language_model(inputs_embeds=torch.cat([words[:2], torch.randn(visual, 8)])[None])
+            host.language_model(inputs_embeds=words[None, :1])  # a word of the answer
+    host.language_model(inputs_embeds=words[None])  # no longer counted
+    assert counts == [3, 0]
+    row = {"id": "a", "tokens": 3}
+    check_budget("top-k", [row], [3] * 4)
+    with pytest.raises(RuntimeError, match="got 13 visual tokens in 4 prompts, the traces tell of"):
+        check_budget("top-k", [row], [3, 3, 3, 4])
+
+
+def test_videos_are_of_all_lengths_or_of_each():
+    from argparse import Namespace
+
+    from needles_in_footage import videos_of
+
+    assert videos_of(Namespace(lengths=[30, 60], videos=[5])) == {30: 5, 60: 5}
+    assert videos_of(Namespace(lengths=[30, 60], videos=[5, 2])) == {30: 5, 60: 2}
+    with pytest.raises(ValueError, match="videos: got 3 numbers, wanted one, or 2 as lengths"):
+        videos_of(Namespace(lengths=[30, 60], videos=[5, 2, 1]))
 
 
 def test_recall_is_of_frames_that_have_a_token_left():
