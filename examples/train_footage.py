@@ -3,7 +3,7 @@ all else from scratch.
 
     python examples/train_footage.py media --out footage-model
 
-It takes twenty minutes of one core. Its stages are those of train_demo.py but for the first, as
+It takes eleven minutes of CPU time. Its stages are those of train_demo.py but for the first, as
 the tower has seen natural pictures before: reading, selection, joint; each is kept in --work and
 not run again if it is there. It answers in words and is not told the options: the likeliest of
 them is its answer (`bvllm evaluate FILE --by likelihood`), which their order cannot sway.
