@@ -4,6 +4,7 @@
     nox -f .ci/noxfile.py                           # all of them, on each interpreter that is here
     nox -f .ci/noxfile.py -s 'newest-3.12'          # one
     nox -f .ci/noxfile.py -s lmms_eval              # lmms-eval's plug-in, beside lmms-eval
+    nox -f .ci/noxfile.py -s ray_batch              # a table on Ray Data, by actors that are killed
     nox -f .ci/noxfile.py -s docs                   # the site of docs/, with all links checked
     nox -f .ci/noxfile.py -s lock                   # today's versions into constraints.txt
 
@@ -67,6 +68,16 @@ def lmms_eval(session: nox.Session) -> None:
     session.install("-e", ".[test,lmms-eval]")
     tests = [str(file) for file in Path("tests/integrations").glob("test_bvllm_lmms_eval*.py")]
     session.run("python", "-m", "pytest", "-q", *TOLD, *tests, *session.posargs)
+
+
+@nox.session(python=PYTHONS[1])
+def ray_batch(session: nox.Session) -> None:
+    """examples/ray_batch.py on Ray Data, which starts a cluster of its own on this machine."""
+    session.chdir(ROOT)
+    session.install("-e", ".[test,ray]", "ray[data]==2.60.0")
+    session.run(
+        "python", "-m", "pytest", "-q", "-m", "", *TOLD, "tests/test_ray_batch.py", *session.posargs
+    )
 
 
 @nox.session(python=PYTHONS[1])

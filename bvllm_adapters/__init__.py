@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from bvllm_adapters.balanced_tokenizer import BalancedTokenizer as BalancedTokenizer
     from bvllm_adapters.budget_merger import BudgetMerger as BudgetMerger
+    from bvllm_adapters.bulk.answers import batch as batch
+    from bvllm_adapters.bulk.chosen import select_batch as select_batch
     from bvllm_adapters.config import BalancedTokenizerConfig as BalancedTokenizerConfig
     from bvllm_adapters.config import ScoutConfig as ScoutConfig
     from bvllm_adapters.config import plan as plan
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from bvllm_adapters.selectors.frames_of import select_frames as select_frames
     from bvllm_adapters.selectors.relevance import RelevanceSelector as RelevanceSelector
     from bvllm_adapters.spatial_sampler import SpatialSampler as SpatialSampler
+    from bvllm_adapters.tables.results import read_results as read_results
     from bvllm_adapters.temporal_merger import TemporalMerger as TemporalMerger
     from bvllm_adapters.trace import Trace as Trace
     from bvllm_adapters.video.read import Video as Video
@@ -81,6 +84,9 @@ _HOMES = {
     "load_video": "conversation",
     "OpenVideo": "conversation",
     "ask_batch": "conversation",
+    "batch": "bulk.answers",
+    "select_batch": "bulk.chosen",
+    "read_results": "tables.results",
     "Answer": "conversation",
     "Trace": "trace",
 }

@@ -21,13 +21,18 @@ _open: ContextVar[_Stage | None] = ContextVar("bvllm_open", default=None)
 
 @contextmanager
 def ledger() -> Iterator[dict[str, float]]:
-    """Seconds per `stage` of what runs inside, in this thread; stages that recur add up."""
+    """Seconds per `stage` of what runs inside, in this thread; stages that recur add up. What is
+    booked in a ledger is booked in one around it, too, when the inner one is closed."""
     seconds: dict[str, float] = {}
+    around = _seconds.get()
     token = _seconds.set(seconds)
     try:
         yield seconds
     finally:
         _seconds.reset(token)
+        if around is not None:
+            for name, took in seconds.items():
+                around[name] = around.get(name, 0.0) + took
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from train_demo import (
     Steps,
     build,
+    learn_jointly,
     learn_to_read,
     optimize,
     readers_of,
@@ -64,25 +65,27 @@ class Way:
 
     Args:
         queries: standard deviation of the queries at first; None: as they come.
+        joint: whether the demo's last stage comes behind them, which trains what reads, too.
     """
 
     told: str
     phases: tuple[Phase, ...] = ()
     queries: float | None = None
+    joint: bool = False
 
 
 def softly(steps: int = 400, *, readers: bool = False, **settings: Any) -> Phase:
     return Phase(lambda learner: partial(learner.softly, **settings), steps, readers)
 
 
+COVER = Phase(lambda learner: learner.cover(), 250)
 BY_FRAMES = Phase(lambda learner: learner.by_frames, 250)
 BY_SETS = Phase(lambda learner: learner.by_sets, 400)
 BY_DIFFERENCE = Phase(lambda learner: learner.by_difference, 400)
+LONG = (replace(BY_FRAMES, steps=375), replace(BY_SETS, steps=600))
 WAYS = {
     "untrained": Way("nothing: a new selector"),
-    "told": Way(
-        "which frames are asked about, as the demo's", (Phase(lambda it: it.cover(), 250),)
-    ),
+    "told": Way("which frames are asked about, as the demo's", (COVER,)),
     "soft": Way("answers, softly: as the study's, for a while", (softly(),)),
     "frames_sets": Way(
         "the reader's likelihood of the answer: single frames, then sets",
@@ -112,11 +115,18 @@ WAYS = {
         (softly(readers=True, needles=True),),
         1.0,
     ),
-    "frames_sets_long": Way(
-        "single frames, then sets, three times as long",
-        (replace(BY_FRAMES, steps=375), replace(BY_SETS, steps=600)),
-    ),
+    "frames_sets_long": Way("single frames, then sets, three times as long", LONG),
     "long": Way("answers, softly, three times as long", (softly(1200),)),
+    "told_joint": Way(
+        "which frames are asked about, then all parts from answers, as the demo's",
+        (COVER,),
+        joint=True,
+    ),
+    "frames_sets_joint": Way(
+        "single frames, then sets, three times as long, then all parts from answers",
+        LONG,
+        joint=True,
+    ),
 }
 
 
@@ -159,6 +169,11 @@ class Trials:
                 began = time.process_time()
                 steps = max(2, round(phase.steps * self.scale))
                 optimize(name, phase.lesson(learner), parameters, steps=steps, lr=2e-3)
+                seconds += time.process_time() - began
+            if way.joint:
+                began = time.process_time()
+                readers_of(learner.model).requires_grad_()
+                learn_jointly(learner, self.steps.joint)
                 seconds += time.process_time() - began
             file.parent.mkdir(exist_ok=True)
             found = {"seconds": seconds, "lengths": self.measured(learner)}

@@ -151,7 +151,8 @@ def test_the_console_command_is_installed():
 WORDS = {
     "demo": [], "ask": ["a.mp4", "?"], "select": ["a.mp4", "--out", "a"], "hosts": [],
     "train": ["a.yaml"], "evaluate": ["needle"],
-    "bench": [], "plan": ["3"], "report": ["a.mp4", "?", "-o", "a.html"],
+    "batch": ["a.jsonl", "-o", "b.jsonl"], "bench": [], "plan": ["3"],
+    "report": ["a.mp4", "?", "-o", "a.html"],
 }  # fmt: skip
 
 

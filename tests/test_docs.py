@@ -145,10 +145,27 @@ def test_ones_own_questions(run, capsys):
     assert "accuracy  1.000" in capsys.readouterr().out
 
 
+def test_into_engines(run, tmp_path):
+    frames, tokens = snippets("engines.md")
+    names = run(frames)
+    indices = names["request"]["media_io_kwargs"]["video"]["frames_indices"]
+    assert indices == names["metadata"]["frames_indices"] and len(names["frames"]) == 8
+    names = run(tokens)
+    assert len(names["prompt"].tokens) <= 64 and (tmp_path / "language" / "config.json").is_file()
+
+
 @pytest.mark.skipif(
     tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 18),
     reason="transformers' own video models are served from 5.18 on",
 )
+def test_thousands_of_videos(run):
+    (key,) = snippets("batch.md")
+    names = run(key)
+    assert [row["answer"] for row in names["rows"]][:3] == ["6", "top left", "cyan"]
+    assert bvllm.read_results("answers.jsonl") == names["rows"]
+    assert all(len(row["frames"]) == 8 for row in names["chosen"])
+
+
 def test_the_tour_runs_and_says_what_was_saved(monkeypatch):
     monkeypatch.chdir(ROOT)
     file = ROOT / "examples" / "tour.ipynb"

@@ -45,6 +45,22 @@ def test_frame_selectors_are_compared(tmp_path, table, best, worst):
 
 
 @pytest.mark.slow
+def test_videos_an_hour_are_told_with_their_shares(tmp_path):
+    command = ["batch_speed.py", "--videos", "2", "--seconds", "16", "--fps", "2", "--rounds", "1"]
+    out = subprocess.run(
+        [sys.executable, EXAMPLES / command[0], *command[1:]],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert out.returncode == 0, out.stderr
+    rows = [line.strip("| ").split("|") for line in out.stdout.splitlines() if line[:1] == "|"]
+    assert [[cell.strip() for cell in row[:2]] for row in rows[2:]] == [
+        ["1", "no"], ["1", "yes"], ["2", "no"], ["2", "yes"],
+    ]  # fmt: skip
+    shares = [int(cell.strip().rstrip("%")) for cell in rows[2][4:]]
+    assert len(shares) == 5 and all(share >= 0 for share in shares) and 97 <= sum(shares) <= 103
+
+
+@pytest.mark.slow
 def test_the_demo_can_be_trained(tmp_path):
     """All four stages, a few steps of each, into a folder that the library loads and measures."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -44,7 +44,7 @@ def test_budget_tonight(tmp_path, monkeypatch, capsys):
 
 
 def test_select_frames(tmp_path, monkeypatch):
-    chosen = run(snippet_with("bvllm.select_frames"), tmp_path, monkeypatch)["frames"]
+    chosen = run(snippet_with("frames = bvllm.select_frames"), tmp_path, monkeypatch)["frames"]
     assert len(chosen.frames) == len(chosen.seconds) == len(chosen.scores) == 4
 
 
@@ -83,7 +83,7 @@ def test_property_test(tmp_path, monkeypatch):
 
 
 def test_open_video(tmp_path, monkeypatch):
-    names = run(snippet_with("open_video"), tmp_path, monkeypatch)
+    names = run(snippet_with("bvllm.load_video"), tmp_path, monkeypatch)
     assert len(names["video"]) == len(names["stream"]) == 6
     question = {"question": "And now?", "max_new_tokens": 8}
     assert names["stream"].ask(**question).text == names["video"].ask(**question).text
@@ -106,7 +106,7 @@ def test_the_table_of_families_is_what_is_tested(monkeypatch):
 
 
 def test_every_snippet_has_its_test():
-    assert len(SNIPPETS) == 8 + 2  # of which test_docs.py has two
+    assert len(SNIPPETS) == 8 + 5  # of which test_docs.py has five
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\((?!http)([^)]+)\)", README))

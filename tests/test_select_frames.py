@@ -27,7 +27,7 @@ from tiny_scouts import tiny_clip
 import bvllm_adapters as bvllm
 from bvllm_adapters.cli.main import main
 from bvllm_adapters.evaluation.needle import make_haystack
-from bvllm_adapters.selectors import export, frames_of
+from bvllm_adapters.selectors import export, frames_of, looking
 from bvllm_adapters.selectors.export import messages, save_frames, times
 from bvllm_adapters.selectors.names import BLIND, CHOOSING, named_selector
 from bvllm_adapters.video.frames import FrameSource, SourceChanged, VideoWarning
@@ -146,7 +146,7 @@ def test_little_is_held_and_every_frame_is_seen_once(monkeypatch: pytest.MonkeyP
             return super().see(frames)
 
     video = bvllm.read_video(frames)
-    monkeypatch.setattr(frames_of, "MOST_VALUES", 7 * frames[0].size)
+    monkeypatch.setattr(looking, "MOST_VALUES", 7 * frames[0].size)
     monkeypatch.setattr(frames_of, "open_source", lambda *_, **__: FrameSource(
         video.seconds, video.source, False, 60, 60.0, noting,
     ))  # fmt: skip

@@ -71,6 +71,17 @@ def test_a_stage_that_fails_is_booked():
     assert "broken" in seconds
 
 
+def test_a_ledger_within_another_is_booked_in_both():
+    with ledger() as outer:
+        with stage("inner"):
+            pass
+        before = outer["inner"]
+        with ledger() as seconds, stage("inner"):
+            pass
+        assert set(seconds) == {"inner"}
+    assert outer == {"inner": before + seconds["inner"]}
+
+
 def test_another_thread_does_not_write_into_this_ledger():
     def other():
         with stage("other"):

@@ -11,6 +11,7 @@ from bvllm_adapters.cli.options import (
     add_model,
     add_placement,
     add_skip_similar,
+    add_table,
     add_untrained,
     counts,
 )
@@ -45,19 +46,11 @@ def of_file(group: argparse._ActionsContainer) -> None:
     group.add_argument("--circular", action="store_true", default=None, help="each question in all "
                        "turns of its options, as VNBench has it: all must be right")  # fmt: skip
     group.add_argument("--group", metavar="COLUMN", help="accuracy for each value of it, too")
-    group.add_argument("--media", help="folder that videos are named from (FILE's)")
-    group.add_argument("--outside-media", action="store_true", default=None, help="let FILE name "
-                       "videos that lie outside of that folder")  # fmt: skip
-    group.add_argument("--fps", type=float, help="frames read per second (1)")
-    group.add_argument("--max-frames", type=int, help="read of a video at most (all)")
+    add_table(group)
     group.add_argument("--max-new-tokens", type=int, help="length of an answer at most (32)")
     group.add_argument("--instruction", metavar="TEXT", help="behind each question, in place of "
                        "how to answer")  # fmt: skip
     group.add_argument("--batch-size", type=int, help="prompts answered at a time (1)")
-    group.add_argument("--max-errors", type=float, metavar="SHARE", help="of rows that may fail "
-                       "before it stops (0.5)")  # fmt: skip
-    group.add_argument("--retry-errors", action="store_true", default=None, help="ask rows again "
-                       "that failed before")  # fmt: skip
     add_skip_similar(group)
     add_selector(group)
     add_placement(group)
@@ -87,21 +80,22 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _file(options: argparse.Namespace, given: dict[str, Any]) -> int:
-    from tqdm import tqdm
-
+    from bvllm_adapters.bulk.video_row import check_some
     from bvllm_adapters.cli.asked_model import model_of
-    from bvllm_adapters.evaluation.table_accuracy import evaluate_file, questions_of
+    from bvllm_adapters.cli.progress import row_progress
+    from bvllm_adapters.evaluation.table_accuracy import check_group, evaluate_file
+    from bvllm_adapters.evaluation.table_questions import table_question
     from bvllm_adapters.seeing.encoding import Encoding
     from bvllm_adapters.tables.results import open_to_append
     from bvllm_adapters.tables.table import read_table
 
     table = read_table(options.what, name="FILE")  # this and more before a model is loaded
-    questions_of(
-        table,
-        Path(options.media or table.file.parent),
-        by=options.by,
-        group=options.group,
-        outside=bool(options.outside_media),
+    check_group(table, options.group)
+    media = Path(options.media or table.file.parent)
+    check_some(
+        table.rows,
+        lambda row: table_question(row, media, by=options.by, outside=bool(options.outside_media)),
+        "FILE",
     )
     if options.out is not None:
         open_to_append(options.out, "--out").close()
@@ -111,13 +105,7 @@ def _file(options: argparse.Namespace, given: dict[str, Any]) -> int:
         "by circular group out media outside_media fps max_frames max_tokens max_new_tokens "
         "instruction batch_size max_errors retry_errors seed"
     ).split()
-    with tqdm(unit="row", leave=False, disable=None) as bar:
-
-        def progress(done: int, total: int) -> None:
-            if bar.total is None:  # what was done before is no speed of ours
-                bar.total, bar.initial, bar.n = total, done, done
-            bar.update(done - bar.n)
-
+    with row_progress() as progress:
         found = evaluate_file(
             model,
             table,

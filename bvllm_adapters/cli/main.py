@@ -13,12 +13,13 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from typing import NoReturn
 
-from bvllm_adapters.cli import ask, bench, demo, evaluate, hosts, plan, report, select, train
+from bvllm_adapters.cli import ask, batch, bench, demo, evaluate, hosts, plan, report, select, train
 
 COMMANDS = {
     "demo": demo,
     "ask": ask,
     "select": select,
+    "batch": batch,
     "report": report,
     "hosts": hosts,
     "train": train,

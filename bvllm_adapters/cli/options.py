@@ -30,6 +30,34 @@ def add_skip_similar(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_table(group: argparse._ActionsContainer, *, reading: bool = True) -> None:
+    """What every command has that takes a table of videos; values that were not given are None.
+
+    Args:
+        reading: whether --fps is an option of tables alone.
+    """
+    group.add_argument("--media", help="folder that videos are named from (the table's)")
+    group.add_argument("--outside-media", action="store_true", default=None, help="let the table "
+                       "name videos that lie outside of that folder")  # fmt: skip
+    if reading:
+        group.add_argument("--fps", type=float, help="frames read per second (1)")
+    group.add_argument("--max-frames", type=int, help="read of a video at most (all)")
+    group.add_argument("--max-errors", type=float, metavar="SHARE", help="of rows that may fail "
+                       "before it stops (0.5)")  # fmt: skip
+    group.add_argument("--retry-errors", action="store_true", default=None, help="take rows again "
+                       "that failed before")  # fmt: skip
+
+
+def add_share(group: argparse._ActionsContainer) -> None:
+    """Which rows of a table are this process' own."""
+    group.add_argument("--rows", metavar="I::N", help="a share of the rows: of N processes the "
+                       "I-th takes every N-th from row I, counted from 0; or FROM:TO")  # fmt: skip
+    group.add_argument("--videos", metavar="I::N", help="the same share of the videos, each with "
+                       "all of its rows, so that one process reads it")  # fmt: skip
+    group.add_argument("--workers", type=int, help="threads that read the next videos meanwhile "
+                       "(1)")  # fmt: skip
+
+
 def add_placement(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--device", help="as torch names it (the GPU, if there is one)")
     dtypes = ["float32", "float16", "bfloat16"]

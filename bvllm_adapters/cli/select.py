@@ -8,14 +8,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from bvllm_adapters.cli import select_table
 from bvllm_adapters.cli.options import add_placement
 from bvllm_adapters.cli.selecting import add_selector, asked_selector, reads_question
 
-TEXT = "choose frames of a video, as files or as messages for a server"
+TEXT = "choose frames of a video, or of a table of videos, as files or as messages for a server"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("video", help="video file, image file or folder of frames")
+    parser.add_argument("video", help="video file, image file or folder of frames; or a table of "
+                        "videos (.jsonl, .csv, .parquet), or a folder of them")  # fmt: skip
     parser.add_argument("question", nargs="?", default="", help="what will be asked about it")
     parser.add_argument("--frames", type=int, default=32, help="how many are chosen (32)")
     to = parser.add_mutually_exclusive_group(required=True)
@@ -30,6 +32,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     to.add_argument(
         "--report", metavar="FILE", help="a page that shows them (.html, .png), or data (.json)"
     )
+    to.add_argument(
+        "--times", metavar="FILE", help="of a table: which frames, with times and scores, alone"
+    )
     add_selector(parser)
     parser.add_argument("--query", help="what the scout reads in place of QUESTION, as it is")
     parser.add_argument("--fps", type=float, default=1.0, help="frames looked at per second (1)")
@@ -42,9 +47,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--force", action="store_true", help="put --out into a folder that holds files"
     )
     add_placement(parser)
+    select_table.arguments(parser.add_argument_group("of a table, or of a folder of videos"))
 
 
 def run(options: argparse.Namespace) -> int:
+    if select_table.is_table(options.video):
+        return select_table.run(options)
+    select_table.check_none(options)
     from tqdm import tqdm
 
     from bvllm_adapters.checks import check_count

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bvllm_adapters.bulk.told import compact
 from bvllm_adapters.conversation import Answer, OpenVideo, ask_batch
 from bvllm_adapters.evaluation.exact_match import ASK_BRIEFLY, matches
 from bvllm_adapters.evaluation.letters import ASK_LETTER, letter_of, lettered
@@ -32,7 +33,7 @@ class Asking:
     circular: bool = False
     instruction: str | None = None
     max_tokens: int | None = None
-    max_new_tokens: int = 32
+    max_new_tokens: int | None = 32
     batch_size: int = 1
     reads_query: bool = False
 
@@ -44,17 +45,17 @@ class Asking:
 
     def prompt(self, question: TableQuestion, order: Sequence[int]) -> str:
         if question.by == "likelihood":  # the options are not told, but put to it
-            return "\n".join([question.text, *filter(None, [self.instruction])])
+            return "\n".join([question.question, *filter(None, [self.instruction])])
         if question.by == "letter":
             options = [question.options[i] for i in order]
             instruction = ASK_LETTER if self.instruction is None else self.instruction
-            return lettered(question.text, options, instruction)
+            return lettered(question.question, options, instruction)
         instruction = ASK_BRIEFLY if self.instruction is None else self.instruction
-        return "\n".join([question.text, *filter(None, [instruction])])
+        return "\n".join([question.question, *filter(None, [instruction])])
 
     def query(self, question: TableQuestion) -> str | None:
         """What a scout reads: never the options, nor how to answer."""
-        return (question.query or question.text) if self.reads_query else None
+        return (question.query or question.question) if self.reads_query else None
 
 
 def ask_rows(pairs: Sequence[Pair], how: Asking) -> list[dict[str, Any]]:
@@ -153,8 +154,7 @@ def _row(question: TableQuestion, came: dict[str, Any], traces: Sequence[Trace])
     """Args: traces: of all prompts that were made of it; the first is told."""
     options = {"options": list(question.options)} if question.options else {}
     return {
-        **identity(question),
-        "question": question.text,
+        **question.told,
         **options,
         "answer": question.answers[0] if len(question.answers) == 1 else [*question.answers],
         **came,
@@ -163,34 +163,3 @@ def _row(question: TableQuestion, came: dict[str, Any], traces: Sequence[Trace])
         "trace": compact(traces[0]),
         "prompts": len(traces),
     }
-
-
-def identity(question: TableQuestion) -> dict[str, Any]:
-    """What a row of results begins with."""
-    return {
-        "row": question.row,
-        "id": question.name,
-        "video": question.named,
-        "by": question.by,
-        "columns": dict(question.columns),
-    }
-
-
-_OF_TRACE = ("frames_decoded", "tower_passes", "scout_passes", "selector", "note")
-_OF_FRAME = ("frame", "choices", "tokens", "score")
-
-
-def compact(trace: Trace) -> dict[str, Any]:
-    """What a trace's table tells: without scores of frames that were not chosen, which for an hour
-    are more than all other results, and without what says nothing."""
-    frames = []
-    for frame in trace.frames:
-        told = {name: getattr(frame, name) for name in _OF_FRAME}
-        told["second"] = round(frame.second, 3)
-        if len(frame.weights) > 1:
-            told["weights"] = dict(frame.weights)
-        frames.append({name: value for name, value in told.items() if value is not None})
-    told = {name: getattr(trace, name) for name in _OF_TRACE}
-    told = {name: value for name, value in told.items() if value is not None}
-    seconds = {name: round(value, 4) for name, value in trace.seconds.items()}
-    return {**told, "seconds": seconds, "frames": frames}

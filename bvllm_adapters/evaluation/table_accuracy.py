@@ -2,30 +2,74 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from bvllm_adapters.checks import check_choice, check_count, check_number, takes
-from bvllm_adapters.conversation import OpenVideo, open_video
-from bvllm_adapters.evaluation.asking import Asking
-from bvllm_adapters.evaluation.by_video import rows_by_video
-from bvllm_adapters.evaluation.model_identity import model_identity
+from bvllm_adapters.bulk.answers import AskRows
+from bvllm_adapters.bulk.run import run_table
+from bvllm_adapters.checks import check_choice, check_count
+from bvllm_adapters.evaluation.asking import Asking, Pair, ask_rows
 from bvllm_adapters.evaluation.summary import Summary, summary_of
 from bvllm_adapters.evaluation.table_questions import By, TableQuestion, table_question
-from bvllm_adapters.hosts.base import base_model, tokenizer_of
-from bvllm_adapters.hosts.find import processor_of
 from bvllm_adapters.seeing.encoding import Encoding
-from bvllm_adapters.selectors.choosing import check_query
-from bvllm_adapters.tables.media_paths import RowError
-from bvllm_adapters.tables.results import Results
-from bvllm_adapters.tables.table import Table, read_table
+from bvllm_adapters.tables.table import Table, TableRow, read_table
 from bvllm_adapters.video.frames import Progress
-from bvllm_adapters.video.sampling import Sampling
 
 BY: tuple[By, ...] = ("letter", "likelihood", "match")
+
+
+@dataclass(frozen=True)
+class JudgeRows(AskRows):
+    """Asks a model about rows that say what is right, and judges its answers.
+
+    Args: see `evaluate_file`.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what came and what was wanted.
+    """
+
+    by: By | None = None
+    circular: bool = False
+    instruction: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.by is not None:
+            check_choice("by", self.by, BY)
+        if self.circular and self.by not in (None, "letter"):
+            raise ValueError(
+                f"circular: got it with by={self.by!r}, wanted by='letter', which has an order"
+            )
+        super().__post_init__()
+
+    @property
+    def of(self) -> dict[str, Any]:
+        own = {"by": self.by, "circular": self.circular, "instruction": self.instruction}
+        return {**super().of, **own}
+
+    def row_of(self, row: TableRow) -> TableQuestion:
+        return table_question(row, self.media, by=self.by, outside=self.outside_media)
+
+    def prompts(self, row: Any) -> int:
+        return len(self._how.orders(row))
+
+    def asked(self, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+        return ask_rows(pairs, self._how)
+
+    @cached_property
+    def _how(self) -> Asking:
+        return Asking(
+            circular=self.circular,
+            instruction=self.instruction,
+            max_tokens=self.max_tokens,
+            max_new_tokens=self.max_new_tokens,
+            batch_size=self.batch_size,
+            reads_query=self.reads_query,
+        )
 
 
 @dataclass(frozen=True)
@@ -99,126 +143,23 @@ def evaluate_file(
         ValueError: for a wrong argument or table, results of something else, or too many rows that
             fail; says which, with file, line and column. OSError: results that cannot be written.
     """
-    if by is not None:
-        check_choice("by", by, BY)
-    if circular and by not in (None, "letter"):
-        raise ValueError(f"circular: got it with by={by!r}, wanted by='letter', which has an order")
-    check_count("batch_size", batch_size)
-    check_count("max_new_tokens", max_new_tokens)
     check_count("seed", seed, least=0)
-    if max_tokens is not None:
-        check_count("max_tokens", max_tokens)
-    check_number("max_errors", max_errors, least=0, most=1)
-    Sampling(fps, None, None, max_frames)
     table = file if isinstance(file, Table) else read_table(file, name="file")
-    folder = table.file.parent if media is None else Path(media)
-    questions, errors = questions_of(table, folder, by=by, group=group, outside=outside_media)
-    base = base_model(model)
-    selector = tokenizer_of(base).frame_selector
-    for question in questions:
-        try:
-            check_query(selector, question.query)
-        except ValueError as error:
-            raise ValueError(f"file: {question.place}: {error}") from error
-    how = Asking(
-        circular=circular,
-        instruction=instruction,
-        max_tokens=max_tokens,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        reads_query=selector is not None and takes(selector, "query"),
-    )
-    encoding = Encoding() if encoding is None else encoding
-    of = {
-        "table": table.digest(),
-        "media": str(folder.resolve()),
-        "by": by,
-        "circular": circular,
-        "instruction": instruction,
-        "fps": fps,
-        "max_frames": max_frames,
-        "max_tokens": max_tokens,
-        "max_new_tokens": max_new_tokens,
-        "skip_similar": encoding.skip_similar,
-        "model": model_identity(base),
-    }
-    with Results(out, of) as results:
-        run = _Run(results, len(table.rows), max_errors, progress)
-        if retry_errors:
-            for number in [n for n, row in results.rows.items() if "error" in row]:
-                del results.rows[number]
-        for row in errors:
-            if row["row"] not in results.rows:
-                run.keep(row)
-        left = [question for question in questions if question.row not in results.rows]
-        run.tell()
-        if left:
-            processor = processor_of(base) if processor is None else processor
-
-            def opened(path: Path) -> OpenVideo:
-                return open_video(
-                    model, path, processor=processor, encoding=encoding, fps=fps,
-                    max_frames=max_frames,
-                )  # fmt: skip
-
-            for row in rows_by_video(left, how, opened):
-                run.keep(row)
-        rows = [results.rows[number] for number in sorted(results.rows)]
+    check_group(table, group)
+    work = JudgeRows(
+        model, processor=processor, media=table.file.parent if media is None else Path(media),
+        outside_media=outside_media, fps=fps, max_frames=max_frames, max_tokens=max_tokens,
+        max_new_tokens=max_new_tokens, batch_size=batch_size, encoding=encoding, workers=0,
+        by=by, circular=circular, instruction=instruction,
+    )  # fmt: skip
+    rows = run_table(
+        work, table, out, max_errors=max_errors, retry_errors=retry_errors, progress=progress,
+        name="file",
+    )  # fmt: skip
     return FileResults(rows, summary_of(rows, group=group, seed=seed))
 
 
-def questions_of(
-    table: Table,
-    media: Path,
-    *,
-    by: By | None = None,
-    group: str | None = None,
-    outside: bool = False,
-) -> tuple[list[TableQuestion], list[dict[str, Any]]]:
-    """Rows that can be asked, and what is said of the others; see `evaluate_file`.
-
-    Raises:
-        ValueError: no row can be asked, or none has the column `group`.
-    """
+def check_group(table: Table, group: str | None) -> None:
+    """ValueError if no row has the column."""
     if group is not None and group not in table.columns:
         raise ValueError(f"group: got {group!r}, wanted one of the columns {table.columns}")
-    questions, errors = [], []
-    for row in table.rows:
-        try:
-            questions.append(table_question(row, media, by=by, outside=outside))
-        except RowError as error:
-            name = str(row.values.get("id", row.number))
-            video = str(row.values.get("video"))
-            told = {"row": row.number, "id": name, "video": video, "error": f"{row.place}: {error}"}
-            errors.append(told)
-    if not questions:
-        raise ValueError(
-            f"file: none of {len(errors)} rows can be asked; the first: {errors[0]['error']}"
-        )
-    return questions, errors
-
-
-class _Run:
-    """Rows that are done, and whether so many fail that the rest is not worth its time."""
-
-    def __init__(
-        self, results: Results, total: int, max_errors: float, progress: Progress | None
-    ) -> None:
-        self.results, self.total, self.max_errors = results, total, max_errors
-        self.progress = progress
-
-    def keep(self, row: dict[str, Any]) -> None:
-        self.results.append(row)
-        self.tell()
-        if "error" not in row:
-            return
-        failed = sum("error" in one for one in self.results.rows.values())
-        if failed > self.max_errors * self.total:
-            raise ValueError(
-                f"file: {failed} of {self.total} rows failed, more than max_errors="
-                f"{self.max_errors:g} lets; the last: {row['error']}"
-            )
-
-    def tell(self) -> None:
-        if self.progress is not None:
-            self.progress(len(self.results.rows), self.total)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, Literal
 
+from bvllm_adapters.bulk.video_row import VideoRow, video_row
 from bvllm_adapters.evaluation.letters import without_letters
-from bvllm_adapters.tables.media_paths import RowError, media_path
+from bvllm_adapters.tables.cells import unicode_cell
+from bvllm_adapters.tables.media_paths import RowError
 from bvllm_adapters.tables.table import TableRow
 
 By = Literal["letter", "likelihood", "match"]
@@ -18,31 +20,24 @@ FIELDS = ("id", "video", "question", "options", "answer", "query")
 
 
 @dataclass(frozen=True)
-class TableQuestion:
+class TableQuestion(VideoRow):
     """One row.
 
     Args:
-        row: its number, from 1. name: what its id column says, else the number. place: of the row,
-            for messages.
-        video: where it is. named: how the row names it.
-        by: how an answer is judged. text: the question. query: what a scout reads; None: the text.
+        by: how an answer is judged.
         options: to choose from; none where `by` is "match". right: the place of the right one.
         answers: texts that are right; of options, the one.
-        columns: all others of its row.
     """
 
-    row: int
-    name: str
-    place: str
-    video: Path
-    named: str
-    text: str
     by: By
     options: tuple[str, ...]
     right: int
     answers: tuple[str, ...]
-    query: str | None = None
-    columns: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What a row of results begins with."""
+        return {**super().told, "by": self.by}
 
 
 def table_question(
@@ -57,11 +52,8 @@ def table_question(
     Raises:
         RowError: what cannot be asked or judged; names the column, what came and what was wanted.
     """
+    found = video_row(row, media, outside=outside, fields=FIELDS)
     values = row.values
-    named = _text(values, "video")
-    video = media_path("video", named, media, outside=outside, absolute=False)
-    text = _text(values, "question")
-    query = _text(values, "query") if "query" in values else None
     way: By = by or ("letter" if "options" in values else "match")
     options: tuple[str, ...] = ()
     right = 0
@@ -73,35 +65,7 @@ def table_question(
         keys, options = _options(_cell(values.get("options")))
         right = _right(values["answer"], keys, options)
         answers = (options[right],)
-    name = str(values.get("id", row.number))
-    columns = {key: value for key, value in values.items() if key not in FIELDS}
-    return TableQuestion(
-        row.number,
-        name,
-        row.place,
-        video,
-        named,
-        text,
-        way,
-        options,
-        right,
-        answers,
-        query,
-        columns,
-    )
-
-
-def _text(values: Mapping[str, Any], name: str) -> str:
-    value = values.get(name)
-    if not isinstance(value, str) or not value.strip():
-        raise RowError(f"{name}: got {value!r:.80}, wanted a text")
-    return _unicode(name, value)
-
-
-def _unicode(name: str, value: str) -> str:
-    if any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise RowError(f"{name}: got half a character, wanted Unicode")
-    return value
+    return TableQuestion(**vars(found), by=way, options=options, right=right, answers=answers)
 
 
 def _cell(value: Any) -> Any:
@@ -119,7 +83,7 @@ def _texts(name: str, values: Iterable[Any], wanted: str) -> tuple[str, ...]:
     for value in values:
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise RowError(f"{name}: got {value!r:.80}, wanted {wanted}")
-        text = _unicode(name, str(value).strip())
+        text = unicode_cell(name, str(value).strip())
         if not text:
             raise RowError(f"{name}: got an empty one, wanted {wanted}")
         found.append(text)

@@ -43,6 +43,15 @@ class Host(Protocol):
     stand behind the prompts, in input_ids. For what its models do not take it raises
     NotImplementedError with the reason.
 
+    For other engines, see `bvllm_adapters.engines`: where prompts are a line of embeddings to a
+    language model that can do without the rest, it has `prompt_ids(processor, questions, *,
+    history=None, system=None)`, the (L,) ids of each prompt, with one of `placeholders(model)`
+    where its visual tokens stand; `language_model(model)`, what reads them, whose class derives
+    from one of transformers; and `save_tokenizer(processor, folder)`, as transformers has it. Where
+    engines serve its models themselves and take visual tokens of images, it has
+    `image_embeds(model, tokens)`: (N, D) those of frames and (t, D) those of none, or a HostError
+    with the reason why not.
+
     For `bvllm bench` it may have: `own_way(model) -> OwnWay`, how its models go without a budget;
     `published`, model class -> fields of the config that was published; and
     `parts(name, fields) -> (model class, config, processor)` of a model of such fields.

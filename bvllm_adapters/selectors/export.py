@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -119,10 +120,12 @@ def save_messages(found: list[dict[str, Any]], file: str | Path) -> None:
 
 
 def times(seconds: Sequence[float]) -> list[str]:
-    """Each with as few digits behind the point, but one, as tell all apart."""
+    """Each with as few digits behind the point, but one, as tell different ones apart."""
+    if not all(map(math.isfinite, seconds)):
+        raise ValueError(f"seconds: got {list(seconds)!s:.80}, wanted finite times")
     for digits in range(1, 6):
         found = [f"{second:.{digits}f}" for second in seconds]
-        if len(set(found)) == len(found):
+        if len(set(found)) == len(set(seconds)):
             break
     return found
 

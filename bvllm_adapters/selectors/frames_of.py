@@ -6,8 +6,6 @@ were chosen. Axes: T frames read, K chosen, H and W of the upright picture.
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,10 +17,10 @@ from torch import Tensor, nn
 from bvllm_adapters.checks import check_count
 from bvllm_adapters.features import Selection
 from bvllm_adapters.selectors.choosing import check_query
+from bvllm_adapters.selectors.looking import look, mark
 from bvllm_adapters.selectors.names import named_selector
 from bvllm_adapters.trace import FrameTrace, Trace
 from bvllm_adapters.video.frames import (
-    Frames,
     FrameSource,
     Indices,
     Progress,
@@ -32,13 +30,7 @@ from bvllm_adapters.video.frames import (
     VideoError,
 )
 from bvllm_adapters.video.pictures import small_jpeg
-from bvllm_adapters.video.prefetch import ahead
 from bvllm_adapters.video.read import Source, open_source
-from bvllm_adapters.weights.device import device_of
-
-MOST_VALUES = 2**25  # of the pixels that are looked at together
-MOST_FRAMES = 32  # likewise
-CHUNKS_AHEAD = 1  # that are decoded while others are looked at
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,17 +127,19 @@ def select_frames(
     check_count("num_frames", num_frames)
     if not isinstance(question, str):
         raise TypeError(f"question: got {type(question).__name__}, wanted a string")
-    chooser, how = _selector(selector, query)
+    chooser = without_model(selector)
+    check_query(chooser, query)
     source = open_source(video, fps=fps, start=start, end=end, max_frames=max_frames)
-    while True:
-        try:
-            return _chosen(source, chooser, question, num_frames, progress, how)
-        except SourceChanged as change:  # it is damaged, and only decoding showed where
-            source = change.source
+    looked = LookedAt(source, chooser, progress, num_frames)
+    return looked.choose(question, num_frames, query=query, progress=progress)
 
 
-def _selector(given: str | nn.Module, query: str | None) -> tuple[Any, dict[str, str]]:
-    """A selector that can do without a model, and what else it is called with."""
+def without_model(given: str | nn.Module) -> Any:
+    """A selector that can do without a model: the one of this name, or the one given.
+
+    Raises:
+        TypeError, ValueError: it is none, or needs the features of a model.
+    """
     chooser: Any = named_selector(given).eval() if isinstance(given, str) else given
     if not isinstance(chooser, nn.Module) or not hasattr(chooser, "sees"):
         raise TypeError(
@@ -156,77 +150,100 @@ def _selector(given: str | nn.Module, query: str | None) -> tuple[Any, dict[str,
             "selector: got one that chooses by the features of a model, wanted one that sees "
             "frames itself, as no model is here"
         )
-    check_query(chooser, query)
-    return chooser, {} if query is None else {"query": query}
+    return chooser
 
 
-def _chosen(
-    source: FrameSource,
-    selector: Any,
-    question: str,
-    num_frames: int,
-    progress: Progress | None,
-    how: dict[str, str],
-) -> ChosenFrames:
-    count = len(source)
-    marks: list[int] = []
-    unseen = count == 1 or getattr(selector, "blind", False)
-    steps = min(num_frames, count) + (0 if unseen else count)
-    if unseen:
-        cls = torch.zeros(count, 1)
-    else:
-        chunks = _read_chunks(source, marks, lambda done: progress and progress(done, steps))
-        with ahead(chunks, CHUNKS_AHEAD) as ready:
-            cls = torch.cat([_seen(selector, frames) for frames in ready])
-    if count == 1:  # an image, or a video of one frame, has nothing to choose from
-        selection = Selection.everything(1)
-    else:
-        seconds = torch.from_numpy(source.seconds)
-        selection = selector(cls, question, seconds=seconds, num_frames=num_frames, **how)
-    index = selection.frame.cpu().numpy()
-    frames = np.empty(0, np.uint8)
-    for i, frame in enumerate(source.read(index)):
-        if marks and zlib.crc32(np.ascontiguousarray(frame).data) != marks[index[i]]:
-            raise VideoError(f"{source.source}: has changed since its frames were looked at")
-        if i == 0:
-            frames = np.empty((len(index), *frame.shape), np.uint8)
-        frames[i] = frame
-        if progress is not None:
-            progress(steps - len(index) + i + 1, steps)
-    scores = selection.scores
-    return ChosenFrames(
-        frames=frames,
-        seconds=source.seconds[index],
-        source=source.source,
-        is_image=source.is_image,
-        frame_count=source.frame_count,
-        duration=source.duration,
-        index=index,
-        scores=None if scores is None else scores.cpu().numpy()[index],
-        selection=selection,
-        times=source.seconds,
-        question=question,
-        selector=getattr(selector, "name", None),
-    )
+class LookedAt:
+    """A video all of whose frames a selector has looked at, to choose from for any questions.
 
+    Args:
+        selector: see `without_model`.
+        progress: called with (frames read, frames to read), in another thread.
+        num_frames: how many will be chosen, which `progress` counts as well.
+    """
 
-def _read_chunks(source: FrameSource, marks: list[int], progress: Any) -> Iterator[Frames]:
-    """(k, H, W, 3) neighbours, as many as are looked at together; the marks by which frames are
-    known again go into `marks`."""
-    held: list[Frames] = []
-    for done, frame in enumerate(source.read(np.arange(len(source))), start=1):
-        marks.append(zlib.crc32(np.ascontiguousarray(frame).data))
-        held.append(frame)
-        progress(done)
-        full = len(held) == MOST_FRAMES or (len(held) + 1) * frame.size > MOST_VALUES
-        if full or done == len(source):
-            yield np.stack(held)
-            held = []
+    def __init__(
+        self,
+        source: FrameSource,
+        selector: Any,
+        progress: Progress | None = None,
+        num_frames: int = 0,
+    ) -> None:
+        self.source, self.selector = source, selector
+        self._marks: list[int] = []  # of each frame that was looked at, to know it again by
+        while True:
+            try:
+                self._cls = self._look(progress, num_frames)
+                return
+            except SourceChanged as change:  # it is damaged, and only decoding showed where
+                self.source = change.source
 
+    @property
+    def _blind(self) -> bool:
+        """Whether there is nothing to look at, or nothing to choose from."""
+        return len(self.source) == 1 or getattr(self.selector, "blind", False)
 
-@torch.no_grad()
-def _seen(selector: Any, frames: Frames) -> Tensor:
-    """(k, H, W, 3) uint8 -> (k, C') features, on the CPU."""
-    pixels = torch.from_numpy(frames).to(device_of(selector)).permute(0, 3, 1, 2)
-    seen: Tensor = selector.see(pixels.float().div_(255))
-    return seen.cpu()
+    def _look(self, progress: Progress | None, num_frames: int) -> Tensor:
+        """(T, C') what is chosen by, of all frames."""
+        count = len(self.source)
+        if self._blind:
+            return torch.zeros(count, 1)
+        steps = min(num_frames, count) + count
+        self._marks = []
+        return look(
+            self.source, self.selector, self._marks, lambda done: progress and progress(done, steps)
+        )
+
+    def choose(
+        self,
+        question: str,
+        num_frames: int,
+        *,
+        query: str | None = None,
+        progress: Progress | None = None,
+    ) -> ChosenFrames:
+        """Args, Raises: see `select_frames`."""
+        while True:
+            try:
+                return self._chosen(question, num_frames, query, progress)
+            except SourceChanged as change:  # as no frame was looked at before
+                self.source = change.source
+                self._cls = self._look(None, num_frames)
+
+    def _chosen(
+        self, question: str, num_frames: int, query: str | None, progress: Progress | None
+    ) -> ChosenFrames:
+        source, cls, marks = self.source, self._cls, self._marks
+        count = len(source)
+        steps = min(num_frames, count) + (0 if self._blind else count)
+        if count == 1:  # an image, or a video of one frame, has nothing to choose from
+            selection = Selection.everything(1)
+        else:
+            how = {} if query is None else {"query": query}
+            seconds = torch.from_numpy(source.seconds)
+            selection = self.selector(cls, question, seconds=seconds, num_frames=num_frames, **how)
+        index = selection.frame.cpu().numpy()
+        frames = np.empty(0, np.uint8)
+        for i, frame in enumerate(source.read(index)):
+            if marks and mark(frame) != marks[index[i]]:
+                raise VideoError(f"{source.source}: has changed since its frames were looked at")
+            if i == 0:
+                frames = np.empty((len(index), *frame.shape), np.uint8)
+            frames[i] = frame
+            if progress is not None:
+                progress(steps - len(index) + i + 1, steps)
+        scores = selection.scores
+        return ChosenFrames(
+            frames=frames,
+            seconds=source.seconds[index],
+            source=source.source,
+            is_image=source.is_image,
+            frame_count=source.frame_count,
+            duration=source.duration,
+            index=index,
+            scores=None if scores is None else scores.cpu().numpy()[index],
+            selection=selection,
+            times=source.seconds,
+            question=question,
+            selector=getattr(self.selector, "name", None),
+        )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
@@ -93,41 +93,26 @@ class Results:
             return
 
     def _read(self, opened: FileIO) -> None:
+        assert self.file is not None
         opened.seek(0)
         content = opened.read()
         whole = content[: content.rfind(b"\n") + 1]
         if not whole:
             # Nothing yet, or a first line that was being written; whatever else it is stays.
             if not (content.startswith(BEGIN) or BEGIN.startswith(content)):
-                raise self._foreign()
+                raise _foreign(self.file, self.name)
             opened.truncate(0)
             self._write(opened, {MARK: FORMAT, "of": self.of})
             return
         lines = whole.split(b"\n")[:-1]
         self._check_head(lines[0])
-        for number, line in enumerate(lines[1:], 2):
-            try:
-                row = json.loads(line)
-                self.rows[int(row["row"])] = row
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
-                raise ValueError(
-                    f"{self.name}: {self.file}, line {number}: is damaged ({error!r}); take the "
-                    "line out, and its row is done again"
-                ) from error
+        self.rows |= _rows(lines, self.file, self.name)
         if len(whole) < len(content):
             opened.truncate(len(whole))
 
     def _check_head(self, line: bytes) -> None:
-        try:
-            head = json.loads(line)
-            version, of = head[MARK], dict(head["of"])
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise self._foreign() from None
-        if version != FORMAT:
-            raise ValueError(
-                f"{self.name}: {self.file}: is of format {version!r}, wanted {FORMAT}; take "
-                "another file"
-            )
+        assert self.file is not None
+        of = _head(line, self.file, self.name)
         told = [
             f"{key} {was!r:.80} there, {now!r:.80} now" for key, was, now in _differ(of, self.of)
         ]
@@ -136,12 +121,6 @@ class Results:
                 f"{self.name}: {self.file}: holds results of something else: {'; '.join(told)}; "
                 "wanted another file, or what they are of"
             )
-
-    def _foreign(self) -> ValueError:
-        return ValueError(
-            f"{self.name}: got {self.file}, which holds something else, wanted a new file or one "
-            "of results"
-        )
 
     def _write(self, opened: FileIO, values: Mapping[str, Any]) -> None:
         line = json.dumps(values, ensure_ascii=False, allow_nan=False)
@@ -175,6 +154,70 @@ def open_to_append(file: Path, name: str) -> FileIO:
         return open(file, "a+b", buffering=0)
     except OSError as error:
         raise OSError(f"{name}: {file}: cannot be written ({error.strerror or error})") from error
+
+
+def read_results(*files: str | Path) -> list[dict[str, Any]]:
+    """The rows of one or more files of results, of shards of one table, in the table's order.
+
+    A row that stands twice counts as it stands last; a last line that is torn does not count.
+
+    Raises:
+        ValueError: no file is given; one cannot be read, is damaged or of another kind, or they
+            are results of different things.
+    """
+    if not files:
+        raise ValueError("files: got none, wanted at least one")
+    rows: dict[int, dict[str, Any]] = {}
+    first: tuple[Path, Any] | None = None
+    for file in map(Path, files):
+        try:
+            *lines, _ = file.read_bytes().split(b"\n")
+        except OSError as error:
+            raise ValueError(f"files: {file}: cannot be read ({error})") from error
+        of = _head(lines[0] if lines else b"", file, "files")
+        first = first or (file, of)
+        told = [f"{key} {a!r:.80} and {b!r:.80}" for key, a, b in _differ(first[1], of)]
+        if told:
+            raise ValueError(
+                f"files: {first[0]} and {file} hold results of different things: {'; '.join(told)}"
+            )
+        rows |= _rows(lines, file, "files")
+    return [rows[number] for number in sorted(rows)]
+
+
+def _head(line: bytes, file: Path, name: str) -> dict[str, Any]:
+    """What a first line says the rows are results of."""
+    try:
+        head = json.loads(line)
+        version, of = head[MARK], dict(head["of"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise _foreign(file, name) from None
+    if version != FORMAT:
+        raise ValueError(
+            f"{name}: {file}: is of format {version!r}, wanted {FORMAT}; take another file"
+        )
+    return of
+
+
+def _rows(lines: Sequence[bytes], file: Path, name: str) -> dict[int, dict[str, Any]]:
+    """Of all lines, the first of which is none, by their numbers."""
+    rows: dict[int, dict[str, Any]] = {}
+    for number, line in enumerate(lines[1:], 2):
+        try:
+            row = json.loads(line)
+            rows[int(row["row"])] = row
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ValueError(
+                f"{name}: {file}, line {number}: is damaged ({error!r}); take the line out, and "
+                "its row is done again"
+            ) from error
+    return rows
+
+
+def _foreign(file: Path, name: str) -> ValueError:
+    return ValueError(
+        f"{name}: got {file}, which holds something else, wanted a new file or one of results"
+    )
 
 
 def _differ(there: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -252,14 +252,7 @@ class LlamaVidHost:
     ) -> Replies:
         embed = model.get_input_embeddings()
         device = device_of(embed)
-        special = {*TAGS, *processor.tokenizer.special}
-        if system is not None:
-            processor = replace(processor, system=without(system, special))
-        prompts = [
-            processor.prompt(*turns_of(question, None if history is None else history[i], special))
-            for i, question in enumerate(questions)
-        ]
-        ids, mask = pad([processor.tokenizer(prompt) for prompt in prompts])
+        ids, mask = pad(self.prompt_ids(processor, questions, history=history, system=system))
         spliced = splice(
             ids.to(device),
             embed,
@@ -276,3 +269,36 @@ class LlamaVidHost:
             **settings,
         )
         return Replies.of(new, lambda rows: [processor.tokenizer.decode(row) for row in rows])
+
+    def prompt_ids(
+        self,
+        processor: LlamaVidProcessor,
+        questions: Sequence[str],
+        *,
+        history: Sequence[Sequence[tuple[str, str]]] | None = None,
+        system: str | None = None,
+    ) -> list[Tensor]:
+        """See `bvllm_adapters.hosts.Host`."""
+        special = {*TAGS, *processor.tokenizer.special}
+        if system is not None:
+            processor = replace(processor, system=without(system, special))
+        prompts = [
+            processor.prompt(*turns_of(question, None if history is None else history[i], special))
+            for i, question in enumerate(questions)
+        ]
+        return [processor.tokenizer(prompt) for prompt in prompts]
+
+    def placeholders(self, model: Any) -> Sequence[int]:
+        return (IMAGE_TOKEN_ID,)
+
+    def language_model(self, model: Any) -> nn.Module:
+        found: nn.Module = model
+        return found
+
+    def save_tokenizer(self, processor: LlamaVidProcessor, folder: Path) -> None:
+        """transformers' own, made of the same pieces: it reads words otherwise, but writes them the
+        same."""
+        from transformers import LlamaTokenizer
+
+        processor.tokenizer.save(folder)
+        LlamaTokenizer.from_pretrained(folder, local_files_only=True).save_pretrained(folder)

@@ -146,6 +146,25 @@ class BvllmQwen2Host:
         system: str | None = None,
         **generate: Any,
     ) -> Replies:
+        ids = self.prompt_ids(processor, questions, history=history, system=system)
+        padded, mask = (part.to(device_of(model.get_input_embeddings())) for part in pad(ids))
+        prompts = model.splice(padded, tokens, attention_mask=mask, padding_side="left")
+        settings = settled(
+            model.generation_config, generate,
+            prompt_length=padded.shape[1], tokenizer=processor.tokenizer,
+        )  # fmt: skip
+        new = model.continue_prompts(prompts, **settings)
+        return Replies.of(new, partial(processor.tokenizer.batch_decode, skip_special_tokens=True))
+
+    def prompt_ids(
+        self,
+        processor: BvllmQwen2Processor,
+        questions: Sequence[str],
+        *,
+        history: Sequence[Sequence[tuple[str, str]]] | None = None,
+        system: str | None = None,
+    ) -> list[Tensor]:
+        """See `bvllm_adapters.hosts.Host`."""
         special = special_tokens(processor.tokenizer)
         ids = []
         for i, question in enumerate(questions):
@@ -156,11 +175,14 @@ class BvllmQwen2Host:
                 add_generation_prompt=True,
             )
             ids.append(processor.tokenizer(prompt, return_tensors="pt")["input_ids"][0])
-        padded, mask = (part.to(device_of(model.get_input_embeddings())) for part in pad(ids))
-        prompts = model.splice(padded, tokens, attention_mask=mask, padding_side="left")
-        settings = settled(
-            model.generation_config, generate,
-            prompt_length=padded.shape[1], tokenizer=processor.tokenizer,
-        )  # fmt: skip
-        new = model.continue_prompts(prompts, **settings)
-        return Replies.of(new, partial(processor.tokenizer.batch_decode, skip_special_tokens=True))
+        return ids
+
+    def placeholders(self, model: BvllmQwen2ForConditionalGeneration) -> tuple[int, int]:
+        return model.placeholders
+
+    def language_model(self, model: BvllmQwen2ForConditionalGeneration) -> nn.Module:
+        language_model: nn.Module = model.language_model
+        return language_model
+
+    def save_tokenizer(self, processor: BvllmQwen2Processor, folder: Path) -> None:
+        processor.tokenizer.save_pretrained(folder)

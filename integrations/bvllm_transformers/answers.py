@@ -93,7 +93,7 @@ def _prompt(
         (place,) = places_of_videos(model, family, inputs)
         key, as_tensor = family.key, not isinstance(family.split, Grid)
         at = torch.searchsorted(shown, frame), inside  # counted among the groups that are shown
-    filled = filled_by(place, key, visual, at, tail=_tail(model, family), as_tensor=as_tensor)
+    filled = filled_by(place, key, visual, at, tail=tail_of(model, family), as_tensor=as_tensor)
     return put_together(model, family, inputs, [filled])
 
 
@@ -156,7 +156,7 @@ def _has_words(model: Any, processor: Any) -> bool:
     return places_of_videos(model, family, inputs)[0].own_text
 
 
-def _tail(model: Any, family: Family) -> Tensor:
+def tail_of(model: Any, family: Family) -> Tensor:
     """(t, D) tokens of no frame, which stand behind each video."""
     if not family.tail:
         return torch.zeros(0, model.get_input_embeddings().embedding_dim)

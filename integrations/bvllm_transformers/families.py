@@ -121,6 +121,9 @@ NOT_SERVED: dict[str, str] = {
     "XCLIPModel": "it gives embeddings and generates nothing",
 }
 
+# Of which vLLM takes any number of tokens as an image's, and positions are one line.
+IMAGE_EMBEDS = ("LlavaOnevisionForConditionalGeneration", "InternVLForConditionalGeneration")
+
 
 def family_of(model: Any) -> Family:
     """That of a live model: of the first known class among its own and its bases.
@@ -162,3 +165,17 @@ def check_served(model: Any) -> None:
             "config.use_decoder_only_language_model: got False, wanted True: prompts of an "
             "encoder are not served"
         )
+
+
+def check_takes_image_embeds(model: Any) -> None:
+    """HostError: an engine that is given visual tokens of this class would read them wrongly."""
+    names = [cls.__name__ for cls in type(model).__mro__]
+    if any(name in IMAGE_EMBEDS for name in names):
+        return
+    why = "of which no engine was seen to take any number of tokens"
+    if hasattr(model.base_model, "get_rope_index"):
+        why = "whose positions lie in a grid, which an engine would count from another one's size"
+    raise HostError(
+        f"model: got a {names[0]}, {why}, wanted one of {list(IMAGE_EMBEDS)}; chosen frames can be "
+        "sent to any (bvllm_adapters.engines.writers)"
+    )

@@ -17,12 +17,17 @@ from bvllm_adapters.hosts.base import tokenizer_of
 from bvllm_adapters.hosts.generation import Replies
 from bvllm_adapters.video.frames import Video
 from bvllm_adapters.weights.device import device_of
-from bvllm_transformers.answers import answers, tokens_of_one
+from bvllm_transformers.answers import answers, tail_of, tokens_of_one
 from bvllm_transformers.arguments import check_seam
 from bvllm_transformers.budget import check_sampled, own_width
 from bvllm_transformers.calls import Budgeted
 from bvllm_transformers.conversation_prompts import image_pixels
-from bvllm_transformers.families import check_asked, check_served, family_of
+from bvllm_transformers.families import (
+    check_asked,
+    check_served,
+    check_takes_image_embeds,
+    family_of,
+)
 from bvllm_transformers.layout import (
     ImagePixels,
     Layout,
@@ -119,6 +124,12 @@ class TransformersHost:
     ) -> Replies:
         """In the chat format of the model's processor."""
         return answers(model, processor, questions, tokens, history, system, generate)
+
+    def image_embeds(self, model: Any, tokens: VisualTokens) -> tuple[Tensor, Tensor]:
+        """See `bvllm_adapters.hosts.Host`."""
+        check_takes_image_embeds(model)
+        tail = tail_of(model, family_of(model)) if tokens.beside else tokens.tokens[:0]
+        return tokens.tokens, tail.to(tokens.tokens)
 
     def training(self, processor: Any, model: Any) -> Any:
         from bvllm_transformers.training import TransformersTraining  # seldom used

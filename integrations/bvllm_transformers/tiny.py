@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -115,7 +116,12 @@ def byte_tokenizer(*special: str, **named: str) -> Any:
 
 
 def _template(video: str, image: str) -> str:
-    return TEMPLATE.replace("VIDEO", video).replace("IMAGE", image)
+    """As literals of the template: a bare end of a line it would drop."""
+    return TEMPLATE.replace("VIDEO", _literal(video)).replace("IMAGE", _literal(image))
+
+
+def _literal(text: str) -> str:
+    return f"{{{{ {json.dumps(text)} }}}}"
 
 
 def _qwen(name: str, video_processor: str, longest: int) -> Any:

@@ -183,13 +183,7 @@ class Videollama2Host:
     ) -> Replies:
         """In upstream's prompt; greedy unless told otherwise."""
         embed = model.get_input_embeddings()
-        special = special_tokens(processor.tokenizer)
-        begin = None if system is None else without(system, special)
-        prompts = []
-        for i, question in enumerate(questions):
-            *earlier, last = turns_of(question, None if history is None else history[i], special)
-            pairs = list(zip(earlier[::2], earlier[1::2], strict=True))
-            prompts.append(processor.ids(processor.prompt(last, "video", pairs, begin), "video")[0])
+        prompts = self.prompt_ids(processor, questions, history=history, system=system)
         ids, mask = (part.to(device_of(embed)) for part in pad(prompts))
         spliced = splice(
             ids,
@@ -211,6 +205,34 @@ class Videollama2Host:
             **settings,
         )
         return Replies.of(new, partial(processor.tokenizer.batch_decode, skip_special_tokens=True))
+
+    def prompt_ids(
+        self,
+        processor: Videollama2Processor,
+        questions: Sequence[str],
+        *,
+        history: Sequence[Sequence[tuple[str, str]]] | None = None,
+        system: str | None = None,
+    ) -> list[Tensor]:
+        """See `bvllm_adapters.hosts.Host`."""
+        special = special_tokens(processor.tokenizer)
+        begin = None if system is None else without(system, special)
+        ids = []
+        for i, question in enumerate(questions):
+            *earlier, last = turns_of(question, None if history is None else history[i], special)
+            pairs = list(zip(earlier[::2], earlier[1::2], strict=True))
+            ids.append(processor.ids(processor.prompt(last, "video", pairs, begin), "video")[0])
+        return ids
+
+    def placeholders(self, model: Any) -> Sequence[int]:
+        return tuple(PLACEHOLDERS)
+
+    def language_model(self, model: Any) -> nn.Module:
+        found: nn.Module = model
+        return found
+
+    def save_tokenizer(self, processor: Videollama2Processor, folder: Path) -> None:
+        processor.tokenizer.save_pretrained(folder)
 
 
 def _question(

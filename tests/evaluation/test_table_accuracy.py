@@ -13,8 +13,9 @@ import pytest
 import torch
 
 import bvllm_adapters as bvllm
+from bvllm_adapters.bulk import answers
 from bvllm_adapters.cli.main import main
-from bvllm_adapters.evaluation import evaluate_file, table_accuracy
+from bvllm_adapters.evaluation import evaluate_file
 from bvllm_adapters.evaluation.needle import DEMO_VIDEO, make_haystack
 from bvllm_adapters.hosts.find import find_host
 from bvllm_adapters.hosts.turns import messages
@@ -109,13 +110,13 @@ def test_batches_change_nothing_and_each_video_is_opened_once(
     demo: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths: list[Path] = []
-    open_video = table_accuracy.open_video
+    open_video = answers.open_video
 
     def opened(model: Any, path: Path, **settings: Any) -> Any:
         paths.append(path)
         return open_video(model, path, **settings)
 
-    monkeypatch.setattr(table_accuracy, "open_video", opened)
+    monkeypatch.setattr(answers, "open_video", opened)
     rows = [json.loads(line) for line in (folder / "open.jsonl").read_text().splitlines()]
     mixed = write(folder / "mixed.jsonl", sorted(rows, key=lambda row: row["kind"]))
     alone = run(demo, mixed)
@@ -187,7 +188,7 @@ def test_rows_that_fail_are_told_and_counted(demo: Any, folder: Path, tmp_path: 
     assert again.summary.errors == 3 and "error" not in again.rows[1]
     with pytest.raises(ValueError, match=r"4 of 12 rows failed, more than max_errors=0\.25"):
         run(demo, file, max_errors=0.25)
-    with pytest.raises(ValueError, match=r"none of 1 rows can be asked; the first: .*:1: answer"):
+    with pytest.raises(ValueError, match=r"none of 1 rows can be taken; the first: .*:1: answer"):
         run(demo, write(folder / "none.jsonl", bad[3:]))
 
 

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bvllm_adapters.tables import results as module
-from bvllm_adapters.tables.results import Results, open_to_append
+from bvllm_adapters.tables.results import Results, open_to_append, read_results
 
 OF = {"table": "abc", "fps": 1.0, "model": {"weights": "ff", "config": {"max_tokens": 8}}}
 ROWS = [{"row": n, "said": f"é\u2028 {n}" * n, "right": n % 2 == 0} for n in range(1, 6)]
@@ -188,3 +188,22 @@ def test_half_characters_and_odd_numbers_are_kept_as_json(tmp_path: Path) -> Non
     with Results(file, OF) as results:
         results.append(row)
     assert run(file, [])[1] == {"row": 1, "said": "a\ud800b", "loss": None}
+
+
+def test_files_of_shards_are_read_as_one(tmp_path: Path) -> None:
+    files = [tmp_path / f"{i}.jsonl" for i in range(2)]
+    for i, file in enumerate(files):
+        run(file, ROWS[i::2])
+    with open(files[1], "ab") as file:
+        file.write(b'{"row": 9, "sa')  # which is being written
+    assert read_results(*files[::-1]) == ROWS
+    Results(tmp_path / "other.jsonl", {**OF, "fps": 2.0}).close()
+    with pytest.raises(ValueError, match=r"hold results of different things: fps 1\.0 and 2\.0"):
+        read_results(*files, tmp_path / "other.jsonl")
+    with pytest.raises(ValueError, match=r"files: .*gone: cannot be read"):
+        read_results(tmp_path / "gone")
+    with pytest.raises(ValueError, match="files: got none, wanted at least one"):
+        read_results()
+    (tmp_path / "text").write_text("my thesis\n")
+    with pytest.raises(ValueError, match=r"files: got .*text, which holds something else"):
+        read_results(tmp_path / "text")

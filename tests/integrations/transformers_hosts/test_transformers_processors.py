@@ -64,3 +64,18 @@ def test_times_are_of_the_clip(name: str, clip: Path) -> None:
     text = processor(name).batch_decode(inputs["input_ids"])[0]
     for second in ("0.2", "1.0", "1.8"):  # between the two frames of a pair, at 10 a second
         assert f"<{second} seconds>" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "video", "image"),
+    [("llava_onevision", "<video>\n", "<image>\n"), ("internvl", "<video>\n", "<IMG_CONTEXT>\n")],
+)
+def test_a_picture_ends_its_line_where_published_templates_say_so(
+    name: str, video: str, image: str
+) -> None:
+    for kind, stands in (("video", video), ("image", image)):
+        content = [{"type": kind}, {"type": "text", "text": "What?"}]
+        prompt = processor(name).apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False
+        )
+        assert prompt == f"<|im_start|>user\n{stands}What?<|im_end|>\n"
