@@ -114,12 +114,12 @@ def test_the_table_is_one_that_evaluate_reads(folder, tmp_path):
     from natural_media import Media
     from needles_in_footage import write_haystacks
 
-    from bvllm_adapters.evaluation.table_accuracy import questions_of
+    from bvllm_adapters.evaluation.table_questions import table_question
     from bvllm_adapters.tables.table import read_table
 
     file = write_haystacks(tmp_path, Media(folder), {20: 2})
-    questions, errors = questions_of(read_table(file), tmp_path, group="kind")
-    assert len(questions) == 6 and not errors
+    questions = [table_question(row, tmp_path) for row in read_table(file).rows]
+    assert [len(question.options) for question in questions] == [4] * 6
     assert len(bvllm.read_video(questions[0].video).frames) == 20
     first, last = json.loads(file.read_text().splitlines()[0])["needles"][0]
     assert 0 <= first <= last < 20
