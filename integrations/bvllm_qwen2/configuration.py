@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import (
@@ -71,6 +71,9 @@ class TimmVisionConfig(PreTrainedConfig):
         image_size: pixels. hidden_size: features per token, which must be what the model gives.
         has_cls: whether its first token stands for the whole image. Further tokens before the
             patches, as registers, are left out.
+        earlier: of a model with feature maps the stages, from 0, whose maps are put beside the
+            last, each averaged to its grid and normalised over its channels: what deep layers
+            forget, as colour. hidden_size counts their channels, too.
     """
 
     model_type = "bvllm_timm_vision"
@@ -83,6 +86,7 @@ class TimmVisionConfig(PreTrainedConfig):
         hidden_size: int = 768,
         has_cls: bool = True,
         model_args: Mapping[str, Any] | None = None,
+        earlier: Sequence[int] = (),
         **kwargs: Any,
     ) -> None:
         self.architecture = architecture
@@ -90,6 +94,7 @@ class TimmVisionConfig(PreTrainedConfig):
         self.hidden_size = hidden_size
         self.has_cls = has_cls
         self.model_args = dict(model_args or {})
+        self.earlier = list(earlier)
         super().__init__(**kwargs)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionModel
 from transformers import initialization as init
@@ -90,7 +91,7 @@ class TimmTokens(nn.Module):
     Without CLS token (T, P, C). The places of a feature map count as patches.
 
     Raises:
-        ValueError: the config's hidden_size or has_cls are not the model's.
+        ValueError: the config's hidden_size, has_cls or earlier are not the model's.
     """
 
     def __init__(self, config: TimmVisionConfig) -> None:
@@ -100,8 +101,16 @@ class TimmTokens(nn.Module):
         except ValueError as error:
             raise ValueError(f"vision_config.architecture, .model_args: {error}") from error
         self.prefix = int(getattr(model, "num_prefix_tokens", hasattr(model, "cls_token")))
+        self.earlier = config.earlier
+        channels = [] if hasattr(model, "num_prefix_tokens") else model.feature_info
+        if not all(isinstance(i, int) and 0 <= i < len(channels) for i in self.earlier):
+            raise ValueError(
+                f"vision_config.earlier: got {self.earlier}, wanted some of the "
+                f"{len(channels)} stages of feature maps that {config.architecture} has"
+            )
+        width = model.num_features + sum(channels[i]["num_chs"] for i in self.earlier)
         for name, got, wanted in (
-            ("hidden_size", config.hidden_size, model.num_features),
+            ("hidden_size", config.hidden_size, width),
             ("has_cls", config.has_cls, self.prefix > 0),
         ):
             if got != wanted:
@@ -111,11 +120,24 @@ class TimmTokens(nn.Module):
         self.model = model
 
     def forward_features(self, pixels: Tensor) -> Tensor:
+        if self.earlier:
+            return self._with_earlier(pixels)
         tokens: Tensor = self.model.forward_features(pixels)
         if tokens.dim() == 4:
             channels_last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
             return tokens.flatten(1, 2) if channels_last else tokens.flatten(2).transpose(1, 2)
         return torch.cat([tokens[:, : min(self.prefix, 1)], tokens[:, self.prefix :]], dim=1)
+
+    def _with_earlier(self, pixels: Tensor) -> Tensor:
+        """(T, P, C) the last map's places, with the earlier maps' channels behind their own."""
+        last, maps = self.model.forward_intermediates(pixels, indices=self.earlier)
+        if getattr(self.model, "output_fmt", "NCHW") == "NHWC":
+            last = last.permute(0, 3, 1, 2)
+        tokens = [last.flatten(2).transpose(1, 2)]
+        for each in maps:
+            small = F.adaptive_avg_pool2d(each, last.shape[2:]).flatten(2).transpose(1, 2)
+            tokens.append(F.layer_norm(small, small.shape[2:]))
+        return torch.cat(tokens, dim=2)
 
 
 def build_eva_tower(config: EvaVisionConfig) -> nn.Module:

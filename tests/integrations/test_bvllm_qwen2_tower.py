@@ -146,6 +146,40 @@ def test_any_model_of_timm_may_be_the_tower(
 
 
 @pytest.mark.parametrize(
+    ("architecture", "last", "earlier"),
+    [("resnet10t", 512, {1: 64, 2: 128}), ("swin_tiny_patch4_window7_224", 768, {0: 96})],
+)
+def test_earlier_maps_stand_beside_the_last(
+    architecture: str, last: int, earlier: dict[int, int]
+) -> None:
+    settings: dict[str, Any] = {} if last == 512 else {"img_size": 64, "window_size": 1}
+    width = last + sum(earlier.values())
+    vision = TimmVisionConfig(
+        architecture, image_size=64, hidden_size=width, has_cls=False, model_args=settings,
+        earlier=tuple(earlier),
+    )  # fmt: skip
+    config = BvllmQwen2Config(text_config=Qwen2Config(hidden_size=32), vision_config=vision)
+    assert BvllmQwen2Config(**config.to_dict()).vision_config.earlier == list(earlier)
+    tower = VisionTower(config)
+    seen = torch.rand(2, 3, 64, 64)
+    patches = tower(seen, "mean")[1]
+    assert patches.shape == (2, 4, width)
+    tower.encoder.earlier = []
+    assert torch.equal(patches[..., :last], tower(seen, "mean")[1])
+    behind = patches[..., last:].split(list(earlier.values()), dim=2)
+    assert all(torch.allclose(each.std(2, correction=0), torch.ones(2, 4), atol=1e-3)
+               for each in behind)  # fmt: skip
+
+
+@pytest.mark.parametrize("architecture", ["resnet10t", "vit_tiny_patch16_224"])
+def test_stages_that_timm_does_not_give_are_refused(architecture: str) -> None:
+    vision = TimmVisionConfig(architecture, hidden_size=512, has_cls=False, earlier=[5])
+    count = {"resnet10t": 5, "vit_tiny_patch16_224": 0}[architecture]
+    with pytest.raises(ValueError, match=rf"earlier: got \[5\], wanted some of the {count} stages"):
+        VisionTower(BvllmQwen2Config(text_config=Qwen2Config(hidden_size=32), vision_config=vision))
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"hidden_size": 64}, "hidden_size: got 64, wanted 192 as vit_tiny_patch16_224 has"),
