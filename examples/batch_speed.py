@@ -67,6 +67,8 @@ def main() -> None:
             took[way].append(seconds)
             if way == WAYS[0]:
                 stages = {name: stages.get(name, 0.0) + told.get(name, 0.0) for name in told}
+    for each in workers:
+        each.send(None)
 
     print(f"{args.videos} videos of {args.seconds} s at {args.fps} fps, {os.cpu_count()} CPUs\n")
     print(
@@ -128,8 +130,8 @@ def worker(there: Connection, table: Path) -> None:
     ask = partial(bvllm.batch, model, table, processor=processor, max_errors=0)
     ask(rows=":1")  # what is made at the first call is no part of any way
     there.send("ready")
-    while True:
-        share, ahead = there.recv()
+    while (told := there.recv()) is not None:
+        share, ahead = told
         how = {} if ahead else {"workers": 0, "encoding": bvllm.Encoding(prefetch=0)}
         with ledger() as stages:
             ask(videos=share, **how)
