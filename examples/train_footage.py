@@ -61,22 +61,32 @@ WORDS = list(
 
 
 def build(
-    media: Media, seed: int
+    media: Media,
+    seed: int,
+    *,
+    size: int = SIZE,
+    words: list[str] = WORDS,
+    num_frames: int = 4,
+    tokens_per_frame: int = 4,
 ) -> tuple[BvllmQwen2ForConditionalGeneration, BvllmQwen2Processor]:
-    """A model with the ImageNet tower in it, which has read nothing yet."""
+    """A model with the ImageNet tower in it, which has read nothing yet.
+
+    Args:
+        size: of frames, in pixels. words: that it knows. num_frames: K. tokens_per_frame: R.
+    """
     torch.manual_seed(seed)
     # Its last layer knows things, but hardly colours, which cards have; two early ones know these.
     vision = TimmVisionConfig(
-        TOWER, image_size=SIZE, hidden_size=TOWER_WIDTH, has_cls=False, earlier=[1, 2]
+        TOWER, image_size=size, hidden_size=TOWER_WIDTH, has_cls=False, earlier=[1, 2]
     )
     pixels = image_processor_for(vision)
     pixels.image_mean = pixels.image_std = [0.5, 0.5, 0.5]  # as it was trained
-    tokenizer = tiny_tokenizer(words=WORDS)
+    tokenizer = tiny_tokenizer(words=words)
     processor = BvllmQwen2Processor(
         pixels,
         tokenizer,
         chat_template=CHAT_TEMPLATE,
-        question_vocabulary=WORDS,
+        question_vocabulary=words,
         max_question_tokens=32,
     )
     config = BvllmQwen2Config(
@@ -95,15 +105,15 @@ def build(
         ),
         vision_config=vision,
         balanced_tokenizer={
-            "num_frames": 4,
-            "tokens_per_frame": 4,
-            "max_tokens": 16,
+            "num_frames": num_frames,
+            "tokens_per_frame": tokens_per_frame,
+            "max_tokens": num_frames * tokens_per_frame,
             "qformer_width": WIDTH,
             "qformer_layers": 2,
             "qformer_heads": 4,
             "cross_attention_frequency": 1,
-            "vocab_size": len(WORDS),
-            "vocabulary": WORDS,
+            "vocab_size": len(words),
+            "vocabulary": words,
             "max_question_tokens": 32,
             "straight_through": True,
         },

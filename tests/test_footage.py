@@ -203,3 +203,26 @@ def test_all_methods_keep_the_budget_but_the_one_without():
             assert (tokens.frame.diff() >= 0).all()
             if method in ("ToMe over all", UNBOUND):
                 assert tokens.size.sum() == 48  # nothing is lost
+
+
+def test_shelves_show_four_things_and_are_asked_about_one(folder):
+    from natural_media import Media
+    from shelves_in_footage import PLACES, make_shelves
+
+    haystack = make_shelves([3], Media(folder))
+    assert haystack == make_shelves([3], Media(folder))
+    assert len(haystack.questions) == 3
+    for asked in haystack.questions:
+        (number,) = asked.needles
+        card, first = haystack.needles[number], number - number % 4
+        shelf = haystack.needles[first : first + 4]
+        assert asked.answer == card.category
+        assert sorted(asked.options) == sorted(one.category for one in shelf)
+        assert len(set(asked.options)) == 4 and len({one.start for one in shelf}) == 1
+        place = list(PLACES)[number % 4]
+        assert asked.text == f"What is at the {place} of the {card.color} card?"
+        (frame,) = haystack.render([card.start], 64)
+        left, top = (round(64 * part) for part in PLACES[place])
+        (plain,) = haystack.__class__(60, haystack.scenes, (), ()).render([card.start], 64)
+        assert not np.array_equal(frame[top : top + 32, left : left + 32],
+                                  plain[top : top + 32, left : left + 32])  # fmt: skip
