@@ -35,6 +35,7 @@ from bvllm_adapters.bulk.run import run_table
 from bvllm_adapters.bulk.video_row import VideoRow, read_rows, video_row
 from bvllm_adapters.checks import check_count
 from bvllm_adapters.cli import batch
+from bvllm_adapters.cli.options import given
 from bvllm_adapters.cli.progress import row_progress
 from bvllm_adapters.tables.table import TableRow
 
@@ -155,7 +156,7 @@ def main() -> int:
         )
         with row_progress() as progress:
             found = run_table(
-                work, table, options.out, progress=progress, **batch.given(options, batch.OF_RUN)
+                work, table, options.out, progress=progress, **given(options, batch.OF_RUN)
             )
     except KeyboardInterrupt:
         print("ray_batch: interrupted; the same command goes on from here", file=sys.stderr)

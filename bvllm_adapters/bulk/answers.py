@@ -16,7 +16,7 @@ from bvllm_adapters.bulk.identity import model_identity
 from bvllm_adapters.bulk.run import run_table
 from bvllm_adapters.bulk.shards import Share
 from bvllm_adapters.bulk.told import choice_told
-from bvllm_adapters.bulk.video_row import VideoRow, check_question, read_rows, video_row
+from bvllm_adapters.bulk.video_row import VideoRow, check_question, read_by, read_rows, video_row
 from bvllm_adapters.bulk.video_table import Rows, table_of
 from bvllm_adapters.bulk.workers import check_left
 from bvllm_adapters.checks import check_count, takes
@@ -24,8 +24,6 @@ from bvllm_adapters.conversation import OpenVideo, ask_batch, open_video
 from bvllm_adapters.hosts.base import base_model, tokenizer_of
 from bvllm_adapters.hosts.find import processor_of
 from bvllm_adapters.seeing.encoding import Encoding
-from bvllm_adapters.selectors.choosing import check_query
-from bvllm_adapters.tables.media_paths import RowError
 from bvllm_adapters.tables.table import TableRow
 from bvllm_adapters.video.frames import Progress
 from bvllm_adapters.video.sampling import Sampling
@@ -107,12 +105,7 @@ class AskRows:
 
     def read(self, row: TableRow) -> VideoRow:
         """A row as it is asked; RowError for one that cannot be."""
-        found = self.row_of(row)
-        try:
-            check_query(self._selector, found.query)
-        except ValueError as error:
-            raise RowError(str(error)) from error
-        return found
+        return read_by(self._selector, self.row_of(row))
 
     # What another kind of asking does in its own way.
 

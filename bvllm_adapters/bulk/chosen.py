@@ -17,14 +17,12 @@ from bvllm_adapters.bulk.noted import listening, noting
 from bvllm_adapters.bulk.run import run_table
 from bvllm_adapters.bulk.shards import Share
 from bvllm_adapters.bulk.told import choice_told
-from bvllm_adapters.bulk.video_row import VideoRow, check_question, read_rows, video_row
+from bvllm_adapters.bulk.video_row import VideoRow, check_question, read_by, read_rows, video_row
 from bvllm_adapters.bulk.video_table import Rows, table_of
 from bvllm_adapters.bulk.workers import check_left, in_order
 from bvllm_adapters.checks import check_choice, check_count
-from bvllm_adapters.selectors.choosing import check_query
 from bvllm_adapters.selectors.export import MESSAGE_SIZE, messages, save_frames, save_messages
 from bvllm_adapters.selectors.frames_of import ChosenFrames, LookedAt, without_model
-from bvllm_adapters.tables.media_paths import RowError
 from bvllm_adapters.tables.table import TableRow
 from bvllm_adapters.video.frames import Progress
 from bvllm_adapters.video.read import open_source
@@ -109,11 +107,7 @@ class SelectRows:
     def read(self, row: TableRow) -> VideoRow:
         """A row as it is done; RowError for one that cannot be."""
         found = video_row(row, self.media, outside=self.outside_media, question=self.question)
-        try:
-            check_query(self._chooser, found.query)
-        except ValueError as error:
-            raise RowError(str(error)) from error
-        return found
+        return read_by(self._chooser, found)
 
     def _looked(self, path: Path) -> LookedAt:
         source = open_source(path, fps=self.fps, max_frames=self.max_frames)

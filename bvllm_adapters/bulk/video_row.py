@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from torch import nn
+
+from bvllm_adapters.selectors.choosing import check_query
 from bvllm_adapters.tables.cells import text_cell, unicode_cell
 from bvllm_adapters.tables.media_paths import RowError, media_path
 from bvllm_adapters.tables.table import TableRow
@@ -107,17 +110,34 @@ def read_rows(
     return good, errors
 
 
+def read_by(selector: nn.Module | None, row: R) -> R:
+    """The row, unless it has a query that the selector does not read.
+
+    Raises:
+        RowError: see `check_query`.
+    """
+    try:
+        check_query(selector, row.query)
+    except ValueError as error:
+        raise RowError(str(error)) from error
+    return row
+
+
 def check_some(rows: Sequence[TableRow], read: Callable[[TableRow], VideoRow], name: str) -> None:
     """ValueError if there are rows of which none can be taken.
 
     Args:
         name: of the argument that names the table, for messages.
     """
-    good, errors = read_rows(rows, read)
-    if errors and not good:
-        raise ValueError(
-            f"{name}: none of {len(errors)} rows can be taken; the first: {errors[0]['error']}"
-        )
+    first: str | None = None
+    for row in rows:
+        try:
+            read(row)
+            return
+        except RowError as error:
+            first = first or f"{row.place}: {error}"
+    if first is not None:
+        raise ValueError(f"{name}: none of {len(rows)} rows can be taken; the first: {first}")
 
 
 def check_question(question: object) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +50,7 @@ def videos_in(folder: Path) -> Table:
     Raises:
         ValueError: there are none.
     """
-    found = []
-    for here, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(here, name) for name in files if Path(name).suffix.lower() in SUFFIXES]
-    shown = [file for file in found if not file.name.startswith(".")]  # macOS writes ._1.mp4
+    shown = sorted(video_files(folder))
     if not shown:
         raise ValueError(
             f"table: got the folder {folder}, which holds no videos, wanted files named as "
@@ -62,9 +58,18 @@ def videos_in(folder: Path) -> Table:
         )
     rows = (
         TableRow(number, str(file), {"video": file.relative_to(folder).as_posix()})
-        for number, file in enumerate(sorted(shown), 1)
+        for number, file in enumerate(shown, 1)
     )
     return Table(folder, tuple(rows))
+
+
+def video_files(folder: Path) -> Iterator[Path]:
+    """Those of the folder and its folders, by their names, in no order."""
+    for here, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:  # macOS writes ._1.mp4
+            if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."):
+                yield Path(here, name)
 
 
 def _given(rows: Iterable[Mapping[str, Any]]) -> Table:

@@ -14,6 +14,7 @@ from bvllm_adapters.cli.options import (
     add_skip_similar,
     add_table,
     add_untrained,
+    given,
 )
 from bvllm_adapters.cli.selecting import add_selector
 
@@ -101,12 +102,6 @@ def asker(options: argparse.Namespace, media: Path) -> AskRows:
     model, processor = model_of(options)
     encoding = Encoding(skip_similar=options.skip_similar)
     return AskRows(model, processor, media=media, encoding=encoding, **given(options, OF_ASKING))
-
-
-def given(options: argparse.Namespace, names: list[str]) -> dict[str, Any]:
-    """Of the options with these names, those that were given."""
-    return {name: value for name, value in vars(options).items()
-            if name in names and value is not None}  # fmt: skip
 
 
 def told(rows: list[dict[str, Any]], of: int, out: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 from bvllm_adapters.cli.options import (
     add_model,
@@ -14,6 +13,7 @@ from bvllm_adapters.cli.options import (
     add_table,
     add_untrained,
     counts,
+    given,
 )
 from bvllm_adapters.cli.selecting import add_selector
 
@@ -67,19 +67,17 @@ def of_needle(group: argparse._ActionsContainer) -> None:
 def run(options: argparse.Namespace) -> int:
     if options.json is not None and not options.json.parent.is_dir():
         raise ValueError(f"--json: got {options.json}, wanted a file in a folder that is there")
-    given = {name: value for name, value in vars(options).items() if value is not None}
     others = argparse.ArgumentParser(add_help=False)
     (of_file if options.what == NEEDLE else of_needle)(others)
-    for name in vars(others.parse_args([])):
-        if name in given:
-            wanted = "a FILE" if options.what == NEEDLE else NEEDLE
-            raise ValueError(
-                f"--{name.replace('_', '-')}: got it with {options.what}, wanted it with {wanted}"
-            )
-    return _needle(options, given) if options.what == NEEDLE else _file(options, given)
+    for name in given(options, vars(others.parse_args([]))):
+        wanted = "a FILE" if options.what == NEEDLE else NEEDLE
+        raise ValueError(
+            f"--{name.replace('_', '-')}: got it with {options.what}, wanted it with {wanted}"
+        )
+    return _needle(options) if options.what == NEEDLE else _file(options)
 
 
-def _file(options: argparse.Namespace, given: dict[str, Any]) -> int:
+def _file(options: argparse.Namespace) -> int:
     from bvllm_adapters.bulk.video_row import check_some
     from bvllm_adapters.cli.asked_model import model_of
     from bvllm_adapters.cli.progress import row_progress
@@ -112,7 +110,7 @@ def _file(options: argparse.Namespace, given: dict[str, Any]) -> int:
             processor=processor,
             encoding=encoding,
             progress=progress,
-            **{name: given[name] for name in passed if name in given},
+            **given(options, passed),
         )
     print(found)
     if options.out is not None:
@@ -122,14 +120,15 @@ def _file(options: argparse.Namespace, given: dict[str, Any]) -> int:
     return 0
 
 
-def _needle(options: argparse.Namespace, given: dict[str, Any]) -> int:
+def _needle(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from bvllm_adapters.cli.asked_model import asked_model
     from bvllm_adapters.evaluation.needle_accuracy import evaluate, table
     from bvllm_adapters.evaluation.shipped import with_baselines
 
-    frames, videos = given.get("frames", [32, 64, 128, 256, 512]), given.get("videos", 60)
+    own = given(options, ("frames", "videos", "needles"))
+    frames, videos = own.get("frames", [32, 64, 128, 256, 512]), own.get("videos", 60)
     model, processor = asked_model(options.model, options.adapter, untrained=options.untrained)
     # What an adapter's own scout sees, other methods may not choose by.
     folder = Path(getattr(model, "name_or_path", None) or ".")
@@ -139,7 +138,7 @@ def _needle(options: argparse.Namespace, given: dict[str, Any]) -> int:
             models,
             processor,
             frames=frames,
-            needles=given.get("needles", 3),
+            needles=own.get("needles", 3),
             videos=videos,
             seed=options.seed,
             max_tokens=options.max_tokens,

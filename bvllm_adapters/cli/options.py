@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
+from typing import Any
 
 
 def add_model(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
@@ -56,6 +58,12 @@ def add_share(group: argparse._ActionsContainer) -> None:
                        "all of its rows, so that one process reads it")  # fmt: skip
     group.add_argument("--workers", type=int, help="threads that read the next videos meanwhile "
                        "(1)")  # fmt: skip
+
+
+def given(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    """Of the options with these names, those that were given, in the order of the names."""
+    named = {name: getattr(options, name) for name in names}
+    return {name: value for name, value in named.items() if value is not None}
 
 
 def add_placement(parser: argparse._ActionsContainer) -> None:

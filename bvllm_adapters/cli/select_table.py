@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from bvllm_adapters.cli.options import add_share, add_table
+from bvllm_adapters.cli.options import add_share, add_table, given
 from bvllm_adapters.cli.selecting import asked_selector, reads_question
 
 TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".pq")
@@ -29,15 +29,12 @@ def is_table(video: str) -> bool:
         return not path.is_dir()
     if not path.is_dir():
         return False
-    from bvllm_adapters.bulk.video_table import videos_in
+    from bvllm_adapters.bulk.video_table import video_files
     from bvllm_adapters.video.stills import IMAGE_SUFFIXES
 
     if any(file.suffix.lower() in IMAGE_SUFFIXES for file in path.iterdir()):
         return False
-    try:
-        return bool(videos_in(path).rows)
-    except ValueError:
-        return False
+    return next(video_files(path), None) is not None
 
 
 def check_none(options: argparse.Namespace) -> None:
@@ -56,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
     from bvllm_adapters.bulk.chosen import select_batch
     from bvllm_adapters.bulk.shards import share_of
     from bvllm_adapters.bulk.video_table import table_of
-    from bvllm_adapters.cli.batch import given, told
+    from bvllm_adapters.cli.batch import told
     from bvllm_adapters.cli.placement import placement
     from bvllm_adapters.cli.progress import row_progress
 
