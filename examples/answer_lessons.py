@@ -17,6 +17,7 @@ from bvllm_adapters.frame_selector import FrameSelector
 from bvllm_adapters.hosts.splice import splice
 from bvllm_adapters.question import pad
 from bvllm_adapters.selectors.coverage import CoverageSelector
+from bvllm_adapters.training.answers_alone import EVENNESS, covered, entropy
 
 
 class AnswerLearner(Learner):
@@ -170,7 +171,7 @@ class AnswerLearner(Learner):
         likelihood = self.likelihood(batch, read[..., None])
         return -(likelihood.softmax(dim=1) * chosen.gather(1, read).log()).sum(dim=1).mean()
 
-    def by_sets(self, done: float, *, count: int = 8, even: float = 0.01) -> Tensor:
+    def by_sets(self, done: float, *, count: int = 8, even: float = EVENNESS) -> Tensor:
         """Policy gradient: choices under which the reader finds the answer likelier than under
         other choices of the same video become likelier.
 
@@ -183,7 +184,7 @@ class AnswerLearner(Learner):
         of_picks = log_chosen.gather(2, picks).sum(dim=1)
         return -(better * of_picks).mean() - even * entropy(log_chosen)
 
-    def by_difference(self, done: float, *, count: int = 2, even: float = 0.01) -> Tensor:
+    def by_difference(self, done: float, *, count: int = 2, even: float = EVENNESS) -> Tensor:
         """As `by_sets`, but each query's choice by how much likelier it makes the answer than the
         other queries' choices alone do: that does not depend on it, so it is a fair baseline, and
         a frame that is chosen already gains nothing.
@@ -216,14 +217,3 @@ class AnswerLearner(Learner):
 def lengths(done: float) -> tuple[int, ...]:
     """Frames of the videos, which grow long."""
     return LENGTHS[:1] if done < 0.3 else LENGTHS[:2] if done < 0.6 else LENGTHS
-
-
-def entropy(log_chosen: Tensor) -> Tensor:
-    """(B, K, T) -> mean entropy of a choice, in nats."""
-    return -(log_chosen.exp() * log_chosen).sum(dim=2).mean()
-
-
-def covered(log_chosen: Tensor) -> Tensor:
-    """(B, K, T) -> (B, T): the probability that some query chooses a frame."""
-    missed = torch.log1p(-log_chosen.exp().clamp_max(1 - 1e-6)).sum(dim=1)
-    return -torch.expm1(missed.clamp_max(-1e-9))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from bvllm_adapters.budget_merger import BudgetMerger
 from bvllm_adapters.checks import check_count
 from bvllm_adapters.features import Selection, check_tensor
+from bvllm_adapters.selectors.choosers import evenly
 from bvllm_adapters.selectors.coverage import CoverageSelector
 from bvllm_adapters.selectors.split import frames_and_tokens, least_tokens
 
@@ -99,6 +100,6 @@ def _chosen(
     # A selector may take a frame twice, or fewer than it was told: others stand in, evenly.
     left = torch.ones(frames, dtype=torch.bool, device=tokens.device)
     left[found] = False
-    others, lacking = left.nonzero()[:, 0], max(0, needed - len(found))
-    more = others[torch.arange(lacking, device=tokens.device) * len(others) // max(1, lacking)]
+    others, lacking = left.nonzero()[:, 0], needed - len(found)
+    more = others[evenly(len(others), lacking).to(others.device)] if lacking > 0 else others[:0]
     return Selection.whole(torch.cat([found, more]).sort().values, frames)

@@ -48,8 +48,7 @@ def picking(selector: FrameSelector, pick: Pick) -> Iterator[list[tuple[Tensor, 
             scores = selector.scores(cls, text_ids, seconds=seconds)
             log_chosen = scores.log_softmax(dim=1)
             frame, log_picked = pick(log_chosen, generator)
-            entropy = -(log_chosen.exp() * log_chosen).sum(dim=1).mean()
-        picked.append((log_picked, entropy))
+            picked.append((log_picked, entropy(log_chosen)))
         chosen = Selection.whole(frame, scores.shape[1])
         chosen.query_scores = scores.detach()
         return chosen
@@ -75,16 +74,26 @@ def alone(number: int, count: int) -> Pick:
     """
 
     def pick(log_chosen: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        missed = torch.log1p(-log_chosen.exp().clamp_max(1 - 1e-6)).sum(dim=0)
-        log_covered = (-torch.expm1(missed.clamp_max(-1e-9))).log()  # (T,) that some query does
-        best = log_covered.detach().topk(min(count // 2, len(missed))).indices
-        order = gumbel_noise(missed, generator)
+        log_covered = covered(log_chosen).log()
+        best = log_covered.detach().topk(min(count // 2, len(log_covered))).indices
+        order = gumbel_noise(log_covered, generator)
         order[best] = torch.inf
-        frames = order.topk(min(count, len(missed))).indices
+        frames = order.topk(min(count, len(log_covered))).indices
         frame = frames[number % len(frames)]
         return frame[None], log_covered[frame]
 
     return pick
+
+
+def covered(log_chosen: Tensor) -> Tensor:
+    """(..., K, T) log-probabilities -> (..., T): that some query chooses a frame."""
+    missed = torch.log1p(-log_chosen.exp().clamp_max(1 - 1e-6)).sum(dim=-2)
+    return -torch.expm1(missed.clamp_max(-1e-9))
+
+
+def entropy(log_chosen: Tensor) -> Tensor:
+    """(..., K, T) -> mean entropy of a choice, in nats."""
+    return -(log_chosen.exp() * log_chosen).sum(dim=-1).mean()
 
 
 def loss_by_sets(
@@ -102,7 +111,7 @@ def loss_by_sets(
         mean, from 0 to 1); and its mean over all that was read. None: the row has nothing to
         choose from.
     """
-    likelihood, log_drawn, entropy = [], [], []
+    likelihood, log_drawn, evenness = [], [], []
     for number in range(reads):
         with noise_from(_seeds(seeds, number)), picking(selector, drawn) as picked, torch.no_grad():
             loss = answer_loss()
@@ -110,12 +119,12 @@ def loss_by_sets(
             return None
         likelihood.append((-loss.float()).exp())
         log_drawn.append(torch.stack([log for log, _ in picked]).sum())
-        entropy.append(torch.stack([each for _, each in picked]).mean())
+        evenness.append(torch.stack([each for _, each in picked]).mean())
     reward = torch.stack(likelihood)
     # The mean of the other draws is a baseline that does not depend on a draw itself.
     better = (reward - reward.mean()) * reads / (reads - 1)
     learned = -(better.to(log_drawn[0].device) * torch.stack(log_drawn)).mean()
-    return learned - EVENNESS * torch.stack(entropy).mean(), float(reward.mean())
+    return learned - EVENNESS * torch.stack(evenness).mean(), float(reward.mean())
 
 
 def loss_by_frames(

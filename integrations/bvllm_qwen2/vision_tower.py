@@ -121,20 +121,16 @@ class TimmTokens(nn.Module):
 
     def forward_features(self, pixels: Tensor) -> Tensor:
         if self.earlier:
-            return self._with_earlier(pixels)
-        tokens: Tensor = self.model.forward_features(pixels)
-        if tokens.dim() == 4:
-            channels_last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
-            return tokens.flatten(1, 2) if channels_last else tokens.flatten(2).transpose(1, 2)
-        return torch.cat([tokens[:, : min(self.prefix, 1)], tokens[:, self.prefix :]], dim=1)
-
-    def _with_earlier(self, pixels: Tensor) -> Tensor:
-        """(T, P, C) the last map's places, with the earlier maps' channels behind their own."""
-        last, maps = self.model.forward_intermediates(pixels, indices=self.earlier)
+            last, earlier = self.model.forward_intermediates(pixels, indices=self.earlier)
+        else:
+            last, earlier = self.model.forward_features(pixels), []
+        if last.dim() == 3:
+            return torch.cat([last[:, : min(self.prefix, 1)], last[:, self.prefix :]], dim=1)
         if getattr(self.model, "output_fmt", "NCHW") == "NHWC":
             last = last.permute(0, 3, 1, 2)
+        # The last map's places, with the earlier maps' channels behind their own.
         tokens = [last.flatten(2).transpose(1, 2)]
-        for each in maps:
+        for each in earlier:
             small = F.adaptive_avg_pool2d(each, last.shape[2:]).flatten(2).transpose(1, 2)
             tokens.append(F.layer_norm(small, small.shape[2:]))
         return torch.cat(tokens, dim=2)
