@@ -24,14 +24,17 @@ import numpy as np
 import torch
 from answer_lessons import AnswerLearner
 from needle_bank import Bank, Example, examples, make_clips
+from needle_lessons import FrameLabels
 from needle_study import VIDEO_SEED, over_seeds, table
 from safetensors.torch import load_file
+from small_model import WIDTH
 from torch import Tensor, nn
 from train_demo import (
     Steps,
     build,
     learn_jointly,
     learn_to_read,
+    once,
     optimize,
     readers_of,
     see,
@@ -148,7 +151,11 @@ class Trials:
         model, processor = build("bvllm", 0)
         model.vision_tower.load_state_dict(load_file(self.work / "tower.safetensors"))
         reader = AnswerLearner(model, processor, self.bank, 0)
-        learn_to_read(reader, self.work / "reading_bvllm_0.safetensors", self.steps.reading)
+        once(
+            self.work / "reading_bvllm_0.safetensors",
+            readers_of(model),
+            lambda: learn_to_read(reader, FrameLabels(WIDTH), self.steps.reading),
+        )
         new, _ = build("bvllm", seed)
         model.balanced_tokenizer.frame_selector = new.balanced_tokenizer.frame_selector
         if queries is not None:

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,15 +45,13 @@ class Bank:
 
     def __init__(self, cls: Tensor, patches: Tensor, shown: Tensor) -> None:
         self.cls, self.patches, self.shown = cls.half(), patches.half(), shown
-        digit, color, place = shown.T.numpy()
         number = np.arange(len(shown))
         # (V, E) frames of each clip without a needle.
-        self.empty = number[digit < 0].reshape(-1, CLIP_FRAMES // NEEDLE_EVERY)
+        self.empty = number[shown[:, 0].numpy() < 0].reshape(-1, CLIP_FRAMES // NEEDLE_EVERY)
         of_kind = defaultdict(list)
         for frame in number[::NEEDLE_EVERY]:
-            key = int(digit[frame]), COLOR_NAMES[color[frame]], PLACES[place[frame]]
-            of_kind[key].append((frame, frame + 1))
-        # (digit, color, place) -> (n, 2) frames that show such a needle.
+            of_kind[tuple(shown[frame].tolist())].append((frame, frame + 1))
+        # What is shown -> (n, 2) frames that show such a needle.
         self.needles = {key: np.array(frames) for key, frames in of_kind.items()}
 
     @classmethod
@@ -78,15 +77,25 @@ class Bank:
         picked = torch.from_numpy(frames)
         return FrameFeatures(self.cls[picked].float(), self.patches[picked].float())
 
-    def frames_of(self, haystack: Haystack, rng: np.random.Generator) -> np.ndarray:
-        """(T,) frames of the bank that make up this video."""
+    @staticmethod
+    def labels_of(needle: Any) -> tuple[int, ...]:
+        """A needle as `shown` has it."""
+        return needle.digit, COLOR_NAMES.index(needle.color), PLACES.index(needle.place)
+
+    def scenes_of(self, haystack: Haystack, rng: np.random.Generator) -> np.ndarray:
+        """(T,) frames of the bank without a needle; of one clip for each scene."""
         clips = rng.integers(len(self.empty), size=len(haystack.scenes))
         frames = np.empty(haystack.num_frames, np.int64)
         for scene, clip in zip(haystack.scenes, clips, strict=True):
             start, end = int(scene.start), int(scene.end)
             frames[start:end] = rng.choice(self.empty[clip], size=end - start)
+        return frames
+
+    def frames_of(self, haystack: Haystack, rng: np.random.Generator) -> np.ndarray:
+        """(T,) frames of the bank that make up this video."""
+        frames = self.scenes_of(haystack, rng)
         for needle in haystack.needles:
-            alike = self.needles[needle.digit, needle.color, needle.place]
+            alike = self.needles[self.labels_of(needle)]
             frames[needle.start : needle.start + needle.length] = alike[
                 rng.integers(len(alike)), : needle.length
             ]
@@ -143,9 +152,8 @@ def make_clips(
             pixels.append(shrink(read_video(Path(folder) / "clip.mp4").frames))
             about = torch.full((CLIP_FRAMES, 3), -1)
             for needle in haystack.needles:
-                about[needle.start : needle.start + needle.length] = torch.tensor(
-                    [needle.digit, COLOR_NAMES.index(needle.color), PLACES.index(needle.place)]
-                )
+                labels = torch.tensor(Bank.labels_of(needle))
+                about[needle.start : needle.start + needle.length] = labels
             shown.append(about)
     return torch.cat(pixels), torch.cat(shown)
 

@@ -25,16 +25,21 @@ LENGTHS = (16, 32, 64)  # frames of such a video
 
 
 class FrameLabels(nn.Module):
-    """Reads digit, colour, place and presence of a needle off a feature, linearly."""
+    """Reads what a needle shows, and whether there is one, off a feature, linearly.
 
-    def __init__(self, width: int) -> None:
+    Args:
+        kinds: how many there are of each of its attributes; by default digits, colours, places.
+    """
+
+    def __init__(self, width: int, kinds: Sequence[int] = (10, len(COLORS), len(PLACES))) -> None:
         super().__init__()
-        self.heads = nn.Linear(width, 10 + len(COLORS) + len(PLACES) + 1)
+        self.sizes = [*kinds, 1]
+        self.heads = nn.Linear(width, sum(self.sizes))
 
     def loss(self, feature: Tensor, shown: Tensor) -> Tensor:
-        """(B, C) features, (B, 3) labels, -1 where there is no needle."""
+        """(B, C) features, (B, A) labels, one for each attribute or more; -1: no needle."""
         here = shown[:, 0] >= 0
-        *attributes, present = self.heads(feature).split([10, len(COLORS), len(PLACES), 1], dim=1)
+        *attributes, present = self.heads(feature).split(self.sizes, dim=1)
         loss = F.binary_cross_entropy_with_logits(present[:, 0], here.float())
         for i, logits in enumerate(attributes):
             loss = loss + F.cross_entropy(logits[here], shown[here, i])

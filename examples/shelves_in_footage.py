@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 import time
 from collections.abc import Sequence
 from functools import cache
@@ -25,19 +24,18 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from baselines import accuracy, recall
 from found import write_table
 from natural_media import CATEGORIES, Media
 from needle_bank import CLIP_FRAMES, COLOR_NAMES, NEEDLE_EVERY, Bank, Example
-from needle_lessons import Learner
+from needle_lessons import FrameLabels, Learner
 from needles_in_footage import Asked, Card, FootageHaystack, draw_card, draw_footage, rows_of
 from PIL import Image
-from torch import Tensor, nn
-from train_demo import _once, _parameters, normalized, optimize
-from train_footage import WIDTH, WORDS, build
+from small_model import WIDTH
+from torch import Tensor
+from train_demo import learn_to_read, once, optimize, parameters_of, readers_of
+from train_footage import WORDS, build, seen_of
 
-from bvllm_adapters import read_video
 from bvllm_adapters.evaluation import evaluate_file
 from bvllm_adapters.evaluation.needle import COLORS, Question, Split
 
@@ -101,29 +99,10 @@ class ShelfBank(Bank):
         shown: (F, 5) the four things and the colour of the shelf that shows; -1: none.
     """
 
-    def __init__(self, cls: Tensor, patches: Tensor, shown: Tensor) -> None:
-        self.cls, self.patches, self.shown = cls.half(), patches.half(), shown
-        number = np.arange(len(shown))
-        self.empty = number[shown[:, 0].numpy() < 0].reshape(-1, CLIP_FRAMES // NEEDLE_EVERY)
-        self.shelves = number[::NEEDLE_EVERY]  # the first of two frames that show one
-
-
-class ShelfLabels(nn.Module):
-    """Reads the four things, the colour and the presence of a shelf off a feature, linearly."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.heads = nn.Linear(WIDTH, 4 * len(CATEGORIES) + len(COLORS) + 1)
-
-    def loss(self, feature: Tensor, shown: Tensor) -> Tensor:
-        """(B, C) features, (B, 5) labels, -1 where there is no shelf."""
-        here = shown[:, 0] >= 0
-        sizes = [len(CATEGORIES)] * 4 + [len(COLORS), 1]
-        *about, present = self.heads(feature).split(sizes, dim=1)
-        loss = F.binary_cross_entropy_with_logits(present[:, 0], here.float())
-        for i, logits in enumerate(about):
-            loss = loss + F.cross_entropy(logits[here], shown[here, i])
-        return loss
+    @property
+    def shelves(self) -> np.ndarray:
+        """(n,) the first of two frames that show one."""
+        return np.arange(0, len(self.shown), NEEDLE_EVERY)
 
 
 class ShelfLearner(Learner):
@@ -157,33 +136,23 @@ class ShelfLearner(Learner):
         return Example(frames, Question("reading", text, answer, (asked,)), [shows[asked]])
 
 
-@torch.no_grad()
-def fill_bank(model: Any, processor: Any, media: Media, *, clips: int) -> ShelfBank:
-    """Clips that show a shelf in two frames of three, through mp4 files, decoder and tower."""
-    cls, patches, shown = [], [], []
-    with tempfile.TemporaryDirectory() as folder:
-        for number in range(clips):
-            rng = np.random.default_rng([1, number])
-            cards, about = [], torch.full((CLIP_FRAMES, 5), -1)
-            for start in range(0, CLIP_FRAMES, NEEDLE_EVERY):
-                color = int(rng.integers(len(COLOR_NAMES)))
-                shelf = draw_shelf(
-                    rng, media, color=COLOR_NAMES[color], start=start, length=2, split="train"
-                )
-                things = [list(CATEGORIES).index(card.category) for card in shelf]
-                about[start : start + 2] = torch.tensor([*things, color])
-                cards += shelf
-            scenes = draw_footage(rng, media, CLIP_FRAMES, "train")
-            haystack = FootageHaystack(CLIP_FRAMES, scenes, tuple(cards), ())
-            haystack.write(Path(folder) / "clip.mp4", size=SIZE)
-            frames = torch.from_numpy(read_video(Path(folder) / "clip.mp4").frames)
-            seen = model.vision_tower(normalized(frames.permute(0, 3, 1, 2), processor), "mean")
-            cls.append(seen[0].half())
-            patches.append(seen[1].half())
-            shown.append(about)
-            if (number + 1) % 10 == 0:
-                print(f"bank      {number + 1:>5} of {clips} clips", flush=True)
-    return ShelfBank(torch.cat(cls), torch.cat(patches), torch.cat(shown))
+def clips_of(media: Media, count: int) -> list[tuple[FootageHaystack, Tensor]]:
+    """Clips that show a shelf in two frames of three."""
+    clips = []
+    for number in range(count):
+        rng = np.random.default_rng([1, number])
+        cards, about = [], torch.full((CLIP_FRAMES, 5), -1)
+        for start in range(0, CLIP_FRAMES, NEEDLE_EVERY):
+            color = int(rng.integers(len(COLOR_NAMES)))
+            shelf = draw_shelf(
+                rng, media, color=COLOR_NAMES[color], start=start, length=2, split="train"
+            )
+            things = [list(CATEGORIES).index(card.category) for card in shelf]
+            about[start : start + 2] = torch.tensor([*things, color])
+            cards += shelf
+        scenes = draw_footage(rng, media, CLIP_FRAMES, "train")
+        clips.append((FootageHaystack(CLIP_FRAMES, scenes, tuple(cards), ()), about))
+    return clips
 
 
 def train(media: Media, tokens: int, *, work: Path, scale: float) -> tuple[Any, Any]:
@@ -192,29 +161,27 @@ def train(media: Media, tokens: int, *, work: Path, scale: float) -> tuple[Any, 
         media, 0, size=SIZE, words=SHELF_WORDS, num_frames=FRAMES, tokens_per_frame=tokens
     )
     tokenizer = model.balanced_tokenizer
-    readers = nn.ModuleList([tokenizer.spatial_sampler, tokenizer.projection, model.language_model])
 
     @cache
     def learner() -> ShelfLearner:
         bank = work / "bank.safetensors"
         if not bank.exists():
-            fill_bank(model, processor, media, clips=max(2, round(60 * scale))).save(bank)
+            clips = clips_of(media, max(2, round(60 * scale)))
+            ShelfBank(*seen_of(model, processor, clips, SIZE)).save(bank)
         return ShelfLearner(model, processor, ShelfBank.load(bank), 0)
 
     def reading() -> None:
-        labels, match = ShelfLabels(), nn.Linear(WIDTH, 1)
-        parameters = _parameters(*readers, labels, match)
-        steps = max(2, round(600 * scale))
-        optimize("reading", learner().read(labels, match), parameters, steps=steps, lr=2e-3)
+        kinds = [len(CATEGORIES)] * len(PLACES) + [len(COLORS)]
+        learn_to_read(learner(), FrameLabels(WIDTH, kinds), max(2, round(600 * scale)))
 
     def selection() -> None:
-        parameters = _parameters(tokenizer.frame_selector)
+        parameters = parameters_of(tokenizer.frame_selector)
         steps = max(2, round(300 * scale))
         optimize("selection", learner().cover(), parameters, steps=steps, lr=2e-3)
 
     model.train()
-    _once(work / f"reading_{tokens}.safetensors", readers, reading)
-    _once(work / f"selection_{tokens}.safetensors", tokenizer.frame_selector, selection)
+    once(work / f"reading_{tokens}.safetensors", readers_of(model), reading)
+    once(work / f"selection_{tokens}.safetensors", tokenizer.frame_selector, selection)
     return model.eval(), processor
 
 

@@ -30,24 +30,20 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from needle_bank import COLOR_NAMES, Bank, make_clips
-from needle_lessons import FrameLabels, Learner
+from needle_lessons import LENGTHS, FrameLabels, Learner
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from small_model import WIDTH, small_model
 from torch import Tensor, nn
-from transformers import Qwen2Config
 
 from bvllm_adapters.evaluation.methods import METHODS, build_method
 from bvllm_adapters.evaluation.needle import COLORS, PLACES, Haystack, draw_needle, draw_scenes
 from bvllm_adapters.frame_selector import FrameSelector
-from bvllm_adapters.hosts.tiny_tokenizer import tiny_tokenizer
 from bvllm_qwen2 import (
-    BvllmQwen2Config,
     BvllmQwen2ForConditionalGeneration,
     BvllmQwen2Processor,
     TimmVisionConfig,
 )
-from bvllm_qwen2.chat import RENDER
-from bvllm_qwen2.processing import image_processor_for
 
 WORDS = [
     *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "<|endoftext|>", "<|im_end|>", "user", "assistant"),
@@ -56,14 +52,7 @@ WORDS = [
     *map(str, range(10)),
     *COLORS,
 ]
-CHAT_TEMPLATE = (
-    RENDER + "{%- for message in messages -%}"
-    "{{- '<|im_start|>' ~ message.role ~ '\n' ~ render(message.content) ~ '<|im_end|>\n' -}}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
-)
 IMAGE_SIZE = 64
-WIDTH = 96  # of all parts
 
 
 @dataclass(frozen=True)
@@ -97,48 +86,9 @@ def build(method: str, seed: int) -> tuple[BvllmQwen2ForConditionalGeneration, B
             "num_heads": 4,
         },
     )
-    tokenizer = tiny_tokenizer(words=WORDS)
-    processor = BvllmQwen2Processor(
-        image_processor_for(vision),
-        tokenizer,
-        chat_template=CHAT_TEMPLATE,
-        question_vocabulary=WORDS,
-    )
-    config = BvllmQwen2Config(
-        text_config=Qwen2Config(
-            vocab_size=len(tokenizer),
-            hidden_size=WIDTH,
-            intermediate_size=WIDTH * 5 // 2,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-            tie_word_embeddings=True,
-            initializer_range=0.05,
-            bos_token_id=tokenizer.pad_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        ),
-        vision_config=vision,
-        balanced_tokenizer={
-            "num_frames": 4,
-            "tokens_per_frame": 4,
-            "max_tokens": 16,
-            "qformer_width": WIDTH,
-            "qformer_layers": 2,
-            "qformer_heads": 4,
-            "cross_attention_frequency": 1,
-            "vocab_size": len(WORDS),
-            "vocabulary": WORDS,
-            "max_question_tokens": 32,
-            "straight_through": True,
-        },
-        image_token_id=processor.image_token_id,
-        video_token_id=processor.video_token_id,
-        initializer_range=0.05,
-    )
-    model = BvllmQwen2ForConditionalGeneration(config)
+    model, processor = small_model(vision, WORDS)
     if method != "bvllm":
-        model.balanced_tokenizer = build_method(method, config.balanced_tokenizer_config)
+        model.balanced_tokenizer = build_method(method, model.config.balanced_tokenizer_config)
     return model, processor
 
 
@@ -314,8 +264,11 @@ def learn(
     ]
     model.train()
 
+    def reading() -> None:
+        learn_to_read(learner, FrameLabels(WIDTH), steps.reading)
+
     def selection() -> None:
-        parameters = _parameters(*choosers)
+        parameters = parameters_of(*choosers)
         if covering:
             optimize("selection", learner.cover(), parameters, steps=steps.selection, lr=2e-3)
         else:
@@ -324,34 +277,29 @@ def learn(
     def joint() -> None:
         learn_jointly(learner, steps.joint)
 
-    learn_to_read(learner, work / f"reading_{reader}_{seed}.safetensors", steps.reading)
+    once(work / f"reading_{reader}_{seed}.safetensors", readers, reading)
     if choosers:
-        _once(work / f"selection_{name}_{seed}.safetensors", choosers[0], selection)
+        once(work / f"selection_{name}_{seed}.safetensors", choosers[0], selection)
     both = nn.ModuleList([*readers, *choosers])
-    _once(work / f"joint_{name}_{seed}.safetensors", both, joint)
+    once(work / f"joint_{name}_{seed}.safetensors", both, joint)
     model.eval()
 
 
-def learn_to_read(learner: Learner, file: Path, steps: int) -> None:
-    """Stage 2, or what it left in `file`."""
-    readers = readers_of(learner.model)
-
-    def reading() -> None:
-        labels, match = FrameLabels(WIDTH), nn.Linear(WIDTH, 1)
-        parameters = _parameters(*readers, labels, match)
-        optimize("reading", learner.read(labels, match), parameters, steps=steps, lr=2e-3)
-
-    _once(file, readers, reading)
+def learn_to_read(learner: Learner, labels: FrameLabels, steps: int) -> None:
+    """Stage 2. Args: labels: of the bank's frames, which the sampler learns beside the answers."""
+    match = nn.Linear(WIDTH, 1)
+    parameters = parameters_of(readers_of(learner.model), labels, match)
+    optimize("reading", learner.read(labels, match), parameters, steps=steps, lr=2e-3)
 
 
-def learn_jointly(learner: Learner, steps: int) -> None:
-    """Stage 4."""
+def learn_jointly(learner: Learner, steps: int, lengths: Sequence[int] = LENGTHS) -> None:
+    """Stage 4. Args: lengths: of the videos, in frames."""
     selector = learner.tokenizer.frame_selector
-    groups = [{"params": _parameters(readers_of(learner.model))}]
+    groups = [{"params": parameters_of(readers_of(learner.model))}]
     if isinstance(selector, FrameSelector):
         # Else the noise of the choice undoes what the selector knows.
-        groups.append({"params": _parameters(selector), "lr": 5e-5})
-    optimize("joint", learner.answer(), groups, steps=steps, lr=5e-4)
+        groups.append({"params": parameters_of(selector), "lr": 5e-5})
+    optimize("joint", learner.answer(lengths), groups, steps=steps, lr=5e-4)
 
 
 def readers_of(model: BvllmQwen2ForConditionalGeneration) -> nn.ModuleList:
@@ -374,7 +322,7 @@ def see_all(
         train_tower(model, processor, clips(), steps.tower, seed)
 
     clips = cache(lambda: make_clips(steps.clips, split="train", seed=seed, shrink=shrink))
-    _once(work / "tower.safetensors", model.vision_tower, tower)
+    once(work / "tower.safetensors", model.vision_tower, tower)
     if not (work / "bank.safetensors").exists():
         see(model, processor, clips()).save(work / "bank.safetensors")
     return Bank.load(work / "bank.safetensors")
@@ -389,7 +337,7 @@ def see(
     return Bank.fill(*clips, lambda pixels: model.vision_tower(normalized(pixels, processor)))
 
 
-def _once(file: Path, module: nn.Module, run: Callable[[], None]) -> None:
+def once(file: Path, module: nn.Module, run: Callable[[], None]) -> None:
     """Run a stage and keep the module that it trained, or take it from the file."""
     if file.exists():
         module.load_state_dict(load_file(file))
@@ -400,7 +348,7 @@ def _once(file: Path, module: nn.Module, run: Callable[[], None]) -> None:
     file.with_suffix(".part").rename(file)
 
 
-def _parameters(*modules: nn.Module) -> list[nn.Parameter]:
+def parameters_of(*modules: nn.Module) -> list[nn.Parameter]:
     return [parameter for module in modules for parameter in module.parameters()]
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections import defaultdict
+from collections.abc import Sequence
 from functools import cache
 from itertools import cycle, product
 from pathlib import Path
@@ -21,29 +21,32 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from footage_methods import LEARNED, tokenizer_of_method
 from natural_media import CATEGORIES, Media
 from needle_bank import CLIP_FRAMES, COLOR_NAMES, NEEDLE_EVERY, Bank, Example
-from needle_lessons import Learner
+from needle_lessons import FrameLabels, Learner
 from needles_in_footage import SIZE, STYLES, FootageHaystack, draw_card, draw_footage, make_haystack
+from small_model import WIDTH, small_model
 from torch import Tensor, nn
-from train_demo import CHAT_TEMPLATE, _once, _parameters, normalized, optimize
-from transformers import Qwen2Config
+from train_demo import (
+    learn_jointly,
+    learn_to_read,
+    normalized,
+    once,
+    optimize,
+    parameters_of,
+    readers_of,
+)
 
 from bvllm_adapters import read_video
 from bvllm_adapters.evaluation.needle import COLORS, Question
 from bvllm_adapters.frame_selector import FrameSelector
-from bvllm_adapters.hosts.tiny_tokenizer import tiny_tokenizer
 from bvllm_qwen2 import (
-    BvllmQwen2Config,
     BvllmQwen2ForConditionalGeneration,
     BvllmQwen2Processor,
     TimmVisionConfig,
 )
-from bvllm_qwen2.processing import image_processor_for
 
-WIDTH = 96  # of all parts that are trained
 TOWER, TOWER_WIDTH = "tf_efficientnet_lite0", 1280 + 24 + 40
 LENGTHS = (16, 32, 64)  # frames of a video that is trained on
 WORDS = list(
@@ -79,50 +82,16 @@ def build(
     vision = TimmVisionConfig(
         TOWER, image_size=size, hidden_size=TOWER_WIDTH, has_cls=False, earlier=[1, 2]
     )
-    pixels = image_processor_for(vision)
-    pixels.image_mean = pixels.image_std = [0.5, 0.5, 0.5]  # as it was trained
-    tokenizer = tiny_tokenizer(words=words)
-    processor = BvllmQwen2Processor(
-        pixels,
-        tokenizer,
-        chat_template=CHAT_TEMPLATE,
-        question_vocabulary=words,
+    model, processor = small_model(
+        vision,
+        words,
+        num_frames=num_frames,
+        tokens_per_frame=tokens_per_frame,
         max_question_tokens=32,
-    )
-    config = BvllmQwen2Config(
-        text_config=Qwen2Config(
-            vocab_size=len(tokenizer),
-            hidden_size=WIDTH,
-            intermediate_size=WIDTH * 5 // 2,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-            tie_word_embeddings=True,
-            initializer_range=0.05,
-            bos_token_id=tokenizer.pad_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        ),
-        vision_config=vision,
-        balanced_tokenizer={
-            "num_frames": num_frames,
-            "tokens_per_frame": tokens_per_frame,
-            "max_tokens": num_frames * tokens_per_frame,
-            "qformer_width": WIDTH,
-            "qformer_layers": 2,
-            "qformer_heads": 4,
-            "cross_attention_frequency": 1,
-            "vocab_size": len(words),
-            "vocabulary": words,
-            "max_question_tokens": 32,
-            "straight_through": True,
-        },
-        image_token_id=processor.image_token_id,
-        video_token_id=processor.video_token_id,
-        initializer_range=0.05,
         vision_chunk_size=4,  # more are slower on a CPU
     )
-    model = BvllmQwen2ForConditionalGeneration(config)
+    pixels = processor.image_processor
+    pixels.image_mean = pixels.image_std = [0.5, 0.5, 0.5]  # as it was trained
     load_tower(model.vision_tower.encoder.model, media.tower)
     return model, processor
 
@@ -145,52 +114,20 @@ class FootageBank(Bank):
         shown: (F, 3) category, colour and style of the card that shows; -1: none.
     """
 
-    def __init__(self, cls: Tensor, patches: Tensor, shown: Tensor) -> None:
-        self.cls, self.patches, self.shown = cls.half(), patches.half(), shown
-        number = np.arange(len(shown))
-        self.empty = number[shown[:, 0].numpy() < 0].reshape(-1, CLIP_FRAMES // NEEDLE_EVERY)
-        of_kind = defaultdict(list)
-        for frame in number[::NEEDLE_EVERY]:
-            of_kind[tuple(shown[frame].tolist())].append((frame, frame + 1))
-        self.cards = {key: np.array(frames) for key, frames in of_kind.items()}
+    @staticmethod
+    def labels_of(needle: Any) -> tuple[int, ...]:
+        return (
+            list(CATEGORIES).index(needle.category),
+            COLOR_NAMES.index(needle.color),
+            STYLES.index(needle.style),
+        )
 
-    def frames_of(self, haystack: Any, rng: np.random.Generator) -> np.ndarray:
-        """(T,) frames of the bank that make up this video."""
+    def scenes_of(self, haystack: Any, rng: np.random.Generator) -> np.ndarray:
         frames = np.empty(haystack.num_frames, np.int64)
         for scene in haystack.scenes:
             start, end = int(scene.start), int(scene.end)
             frames[start:end] = rng.choice(self.empty[rng.integers(len(self.empty))], end - start)
-        for card in haystack.needles:
-            alike = self.cards[labels_of(card)]
-            frames[card.start : card.start + card.length] = alike[
-                rng.integers(len(alike)), : card.length
-            ]
         return frames
-
-
-def labels_of(card: Any) -> tuple[int, int, int]:
-    return (
-        list(CATEGORIES).index(card.category),
-        COLOR_NAMES.index(card.color),
-        STYLES.index(card.style),
-    )
-
-
-class CardLabels(nn.Module):
-    """Reads category, colour and presence of a card off a feature, linearly."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.heads = nn.Linear(WIDTH, len(CATEGORIES) + len(COLORS) + 1)
-
-    def loss(self, feature: Tensor, shown: Tensor) -> Tensor:
-        """(B, C) features, (B, 3) labels, -1 where there is no card."""
-        here = shown[:, 0] >= 0
-        *about, present = self.heads(feature).split([len(CATEGORIES), len(COLORS), 1], dim=1)
-        loss = F.binary_cross_entropy_with_logits(present[:, 0], here.float())
-        for i, logits in enumerate(about):
-            loss = loss + F.cross_entropy(logits[here], shown[here, i])
-        return loss
 
 
 class FootageLearner(Learner):
@@ -220,35 +157,49 @@ class FootageLearner(Learner):
         return [found[i] for i in picked]
 
 
-def fill_bank(model: Any, processor: Any, media: Media, *, clips: int, seed: int) -> FootageBank:
-    """Clips that show a card in two frames of three, through mp4 files, decoder and tower."""
-    cls, patches, shown = [], [], []
-    kinds = cycle(product(media.categories, COLOR_NAMES, STYLES))  # as many of each
+@torch.no_grad()
+def seen_of(
+    model: Any, processor: Any, clips: Sequence[tuple[FootageHaystack, Tensor]], size: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What a bank is made of: clips as the tower sees them, through mp4 files and the decoder.
+
+    Args:
+        clips: each with what its frames show. size: of frames, in pixels.
+    """
+    cls, patches = [], []
     with tempfile.TemporaryDirectory() as folder:
-        for number in range(clips):
-            rng = np.random.default_rng([seed, number])
-            starts = range(0, CLIP_FRAMES, NEEDLE_EVERY)
-            cards = tuple(
-                draw_card(
-                    rng, media, category=category, color=color, style=style, start=start, length=2,
-                    split="train",
-                )
-                for start, (category, color, style) in zip(starts, kinds, strict=False)
-            )  # fmt: skip
-            scenes = draw_footage(rng, media, CLIP_FRAMES, "train")
-            haystack = FootageHaystack(CLIP_FRAMES, scenes, cards, ())
-            haystack.write(Path(folder) / "clip.mp4", size=SIZE)
+        for number, (haystack, _) in enumerate(clips, start=1):
+            haystack.write(Path(folder) / "clip.mp4", size=size)
             frames = torch.from_numpy(read_video(Path(folder) / "clip.mp4").frames)
             seen = model.vision_tower(normalized(frames.permute(0, 3, 1, 2), processor), "mean")
             cls.append(seen[0].half())
             patches.append(seen[1].half())
-            about = torch.full((CLIP_FRAMES, 3), -1)
-            for card in cards:
-                about[card.start : card.start + card.length] = torch.tensor(labels_of(card))
-            shown.append(about)
-            if (number + 1) % 20 == 0:
-                print(f"bank      {number + 1:>5} of {clips} clips", flush=True)
-    return FootageBank(torch.cat(cls), torch.cat(patches), torch.cat(shown))
+            if number % 20 == 0:
+                print(f"bank      {number:>5} of {len(clips)} clips", flush=True)
+    return torch.cat(cls), torch.cat(patches), torch.cat([about for _, about in clips])
+
+
+def clips_of(media: Media, count: int, seed: int) -> list[tuple[FootageHaystack, Tensor]]:
+    """Clips that show a card in two frames of three."""
+    kinds = cycle(product(media.categories, COLOR_NAMES, STYLES))  # as many of each
+    clips = []
+    for number in range(count):
+        rng = np.random.default_rng([seed, number])
+        starts = range(0, CLIP_FRAMES, NEEDLE_EVERY)
+        cards = tuple(
+            draw_card(
+                rng, media, category=category, color=color, style=style, start=start, length=2,
+                split="train",
+            )
+            for start, (category, color, style) in zip(starts, kinds, strict=False)
+        )  # fmt: skip
+        about = torch.full((CLIP_FRAMES, 3), -1)
+        for card in cards:
+            labels = torch.tensor(FootageBank.labels_of(card))
+            about[card.start : card.start + card.length] = labels
+        scenes = draw_footage(rng, media, CLIP_FRAMES, "train")
+        clips.append((FootageHaystack(CLIP_FRAMES, scenes, cards, ()), about))
+    return clips
 
 
 def train(
@@ -259,7 +210,7 @@ def train(
     model, processor = build(media, seed)
     model.balanced_tokenizer = tokenizer_of_method(method, model.config.balanced_tokenizer_config)
     tokenizer = model.balanced_tokenizer
-    readers = (tokenizer.spatial_sampler, tokenizer.projection, model.language_model)
+    readers = readers_of(model)
     choosers = [m for m in (tokenizer.frame_selector,) if isinstance(m, FrameSelector)]
     name = method.replace(" ", "_")
     reader = name if method == "two tokens" else LEARNED  # others read the same tokens
@@ -275,30 +226,26 @@ def train(
     def learner() -> FootageLearner:
         bank = work / "bank.safetensors"
         if not bank.exists():
-            fill_bank(model, processor, media, clips=max(5, round(160 * scale)), seed=0).save(bank)
+            clips = clips_of(media, max(5, round(160 * scale)), seed=0)
+            FootageBank(*seen_of(model, processor, clips, SIZE)).save(bank)
         return FootageLearner(model, processor, FootageBank.load(bank), seed, media)
 
     def reading() -> None:
-        labels, match = CardLabels(), nn.Linear(WIDTH, 1)
-        parameters = _parameters(*readers, labels, match)
-        optimize("reading", learner().read(labels, match), parameters, steps=steps(700), lr=2e-3)
+        kinds = len(CATEGORIES), len(COLORS)
+        learn_to_read(learner(), FrameLabels(WIDTH, kinds), steps(700))
 
     def selection() -> None:
-        parameters = _parameters(*choosers)
+        parameters = parameters_of(*choosers)
         optimize("selection", learner().cover(), parameters, steps=steps(400), lr=2e-3)
 
     def joint() -> None:
-        groups = [
-            {"params": _parameters(*readers)},
-            {"params": _parameters(*choosers), "lr": 5e-5},
-        ]
-        optimize("joint", learner().answer(lengths), groups, steps=steps(joint_steps), lr=5e-4)
+        learn_jointly(learner(), steps(joint_steps), lengths)
 
     model.train()
-    _once(work / f"reading_{reader}_{seed}.safetensors", nn.ModuleList(readers), reading)
+    once(work / f"reading_{reader}_{seed}.safetensors", readers, reading)
     if choosers:
-        _once(work / f"selection_{name}_{seed}.safetensors", choosers[0], selection)
-    _once(work / f"joint_{name}_{seed}.safetensors", nn.ModuleList([*readers, *choosers]), joint)
+        once(work / f"selection_{name}_{seed}.safetensors", choosers[0], selection)
+    once(work / f"joint_{name}_{seed}.safetensors", nn.ModuleList([*readers, *choosers]), joint)
     return model.eval(), processor
 
 
