@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from pathlib import Path
@@ -13,16 +12,6 @@ from tqdm import TMonitor
 
 FRAMES, FPS = 6, 2
 QUESTIONS = ("Who?", "What is in the picture?", "Where?", "And then?")
-
-
-def write(file: Path, rows: Any) -> Path:
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return file
-
-
-def read(file: Path) -> list[dict[str, Any]]:
-    """Rows of a file of results, behind its first line, as far as they are whole."""
-    return [json.loads(line) for line in file.read_bytes().split(b"\n")[1:-1]]
 
 
 def timeless(rows: Any) -> list[dict[str, Any]]:

@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 import torch
-from rows import bad, read, threads, timeless, videos, warned, write
+from json_lines import read, write
+from rows import bad, threads, timeless, videos, warned
 
 import bvllm_adapters as bvllm
 from bvllm_adapters.bulk import answers as module

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from json_lines import read, write
 from media import number
 from PIL import Image
-from rows import bad, read, threads, timeless, videos, warned, write
+from rows import bad, threads, timeless, videos, warned
 from tiny_scouts import tiny_clip
 
 import bvllm_adapters as bvllm

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from json_lines import read, write
 
 import bvllm_adapters as bvllm
 from bvllm_adapters.bulk import answers
@@ -49,16 +50,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         row["options"] = [*others[:1], row["answer"], *others[1:3]]
     write(folder / "options.jsonl", rows)
     return folder
-
-
-def write(file: Path, rows: Any) -> Path:
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return file
-
-
-def read(file: Path) -> list[dict[str, Any]]:
-    """Rows of a file of results, behind its first line."""
-    return [json.loads(line) for line in file.read_bytes().split(b"\n")[1:-1]]
 
 
 def timeless(rows: Any) -> list[dict[str, Any]]:

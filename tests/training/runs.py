@@ -88,3 +88,14 @@ def assert_same_steps(one: Watch, other: Watch) -> None:
             torch.testing.assert_close(
                 gradient, same[name], rtol=1e-4, atol=1e-6 * norm, msg=lambda m, n=name: f"{n}: {m}"
             )
+
+
+class Interrupted(TrainerCallback):
+    """Ctrl-C behind a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            raise KeyboardInterrupt

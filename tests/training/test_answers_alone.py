@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import Watch
+from runs import Interrupted, Watch
 from torch import Tensor
 
 from bvllm_adapters.context import generators
@@ -139,14 +139,9 @@ def test_resumed_run_equals_uninterrupted_one(lesson: str, configured: Any, tmp_
     config = configured(**fields)
     whole = train(config).state_dict()
 
-    class Interrupted(Watch):
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == 3:
-                raise KeyboardInterrupt
-
     broken = replace(config, output=tmp_path / "broken")
     with pytest.raises(KeyboardInterrupt):
-        train(broken, callbacks=[Interrupted()])
+        train(broken, callbacks=[Interrupted(step=3)])
     for name, value in train(broken, resume=True).state_dict().items():
         assert torch.equal(value, whole[name]), name
     state = json.loads((broken.output / "checkpoint-4" / "trainer_state.json").read_text())

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from runs import HOSTS, ROWS, SMALL, Watch, assert_same_steps, talk
+from runs import HOSTS, ROWS, SMALL, Interrupted, Watch, assert_same_steps, talk
 from safetensors.torch import load_file, save_file
 
 import bvllm_adapters as bvllm
@@ -101,14 +101,9 @@ def test_resumed_run_equals_uninterrupted_one(configured: Any, tmp_path: Path) -
     whole = train(config)
     state = {n: p.clone() for n, p in whole.state_dict().items()}
 
-    class Interrupted(Watch):
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == 3:
-                raise KeyboardInterrupt
-
     broken = replace(config, output=tmp_path / "broken")
     with pytest.raises(KeyboardInterrupt):
-        train(broken, callbacks=[Interrupted()])
+        train(broken, callbacks=[Interrupted(step=3)])
     watch = Watch()
     resumed = train(broken, resume=True, callbacks=[watch])
     assert len(watch.losses) == 2
